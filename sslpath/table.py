@@ -1,0 +1,138 @@
+"""The table of tiles: one row a tile, whatever the tiles come from.
+
+A pandas DataFrame, stored as Parquet. Everything after tiling sees only this table and the source
+that its metadata names; see :mod:`sslpath.sources`.
+
+| column | type | meaning |
+| --- | --- | --- |
+| ``slide_id`` | str | the file's stem |
+| ``patient_id`` | str | whom to leave out in retrieval; the slide when nothing better is known |
+| ``x``, ``y`` | int | top-left corner, level-0 px |
+| ``size`` | int | side of the tile, level-0 px (rounded) |
+| ``slide_mpp`` | float | um per level-0 px of this slide |
+| ``tissue`` | float | fraction of the tile that is tissue |
+| ``label`` | Int8 | 1 tumour, 0 not, missing if unknown |
+| ``region`` | str or missing | kind of tissue, where ground truth says so |
+| ``split`` | str | ``train``, ``test``, or empty |
+
+``tiles.attrs`` holds ``mpp`` (target um per pixel), ``tile_px`` (side of a tile in pixels at that
+mpp) and ``source`` (where the pixels are).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sslpath.errors import TableError
+from sslpath.files import atomic_path
+
+DTYPES = {
+    "slide_id": "str",
+    "patient_id": "str",
+    "x": "int64",
+    "y": "int64",
+    "size": "int64",
+    "slide_mpp": "float64",
+    "tissue": "float32",
+    "label": "Int8",
+    "region": "str",
+    "split": "str",
+}
+DEFAULTS: dict[str, Any] = {"tissue": 1.0, "label": pd.NA, "region": pd.NA, "split": ""}
+
+
+def make_table(
+    columns: dict[str, Any], *, mpp: float, tile_px: int, source: dict[str, Any]
+) -> pd.DataFrame:
+    """Build a table of tiles; ``patient_id`` defaults to the slide, the rest to unknown.
+
+    Args:
+        columns: Column name to values; see the module's docstring.
+        mpp: Target um per pixel at which tiles are read.
+        tile_px: Side of a tile, in pixels at ``mpp``.
+        source: Where the pixels are: JSON that :func:`sslpath.sources.open_source` understands.
+
+    Raises:
+        TableError: If a column without a default is missing, or one is not in the list.
+
+    Example:
+        >>> tiles = make_table(
+        ...     {"slide_id": ["a"], "x": [0], "y": [0], "size": [224], "slide_mpp": [0.5]},
+        ...     mpp=0.5, tile_px=224, source={})
+        >>> tiles.loc[0, "patient_id"], tiles.attrs["tile_px"]
+        ('a', 224)
+    """
+    unknown = sorted(set(columns) - set(DTYPES))
+    if unknown:
+        raise TableError(f"A table of tiles has no column {unknown}; it has {list(DTYPES)}.")
+    frame = pd.DataFrame(columns)
+    if "patient_id" not in frame and "slide_id" in frame:
+        frame["patient_id"] = frame["slide_id"]
+    for name, value in DEFAULTS.items():
+        if name not in frame:
+            frame[name] = value
+    frame.attrs = {"mpp": float(mpp), "tile_px": int(tile_px), "source": source}
+    return check(frame)
+
+
+def check(tiles: pd.DataFrame, where: str = "this table") -> pd.DataFrame:
+    """Return ``tiles`` with the columns in their order and types, or say what is wrong with it.
+
+    Raises:
+        TableError: If a column or a piece of metadata is missing or has the wrong type.
+    """
+    missing = [name for name in DTYPES if name not in tiles]
+    if missing:
+        raise TableError(f"Not a table of tiles: {where} lacks the columns {missing}.")
+    lost = [key for key in ("mpp", "tile_px", "source") if key not in tiles.attrs]
+    if lost:
+        raise TableError(
+            f"Not a table of tiles: {where} lacks the metadata {lost} in its `attrs`. "
+            "Make tables with `sslpath tile`; pandas.merge and some others drop attrs."
+        )
+    attrs = tiles.attrs
+    try:
+        tiles = tiles[list(DTYPES)].astype(DTYPES)
+    except (ValueError, TypeError) as error:
+        raise TableError(f"Not a table of tiles: {where}: {error}") from error
+    tiles.attrs = attrs
+    return tiles
+
+
+def save_tiles(tiles: pd.DataFrame, path: str | Path) -> None:
+    """Write a table of tiles as Parquet, metadata included."""
+    with atomic_path(path) as temporary:
+        check(tiles).reset_index(drop=True).to_parquet(temporary, index=False)
+
+
+def load_tiles(path: str | Path) -> pd.DataFrame:
+    """Read a table of tiles.
+
+    Raises:
+        TableError: If the file is missing, damaged, or something else.
+    """
+    try:
+        frame = pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise TableError(f"No table of tiles at {path}; make one with `sslpath tile`.") from error
+    except Exception as error:  # pyarrow raises many kinds on a damaged file
+        raise TableError(f"Cannot read {path} as Parquet: {error}") from error
+    return check(frame, str(path))
+
+
+def centres_um(tiles: pd.DataFrame) -> NDArray[np.float64]:
+    """Centres of the tiles, um from the slide's top-left corner, shape ``(n, 2)`` as (x, y).
+
+    Distances make sense between tiles of one slide only.
+    """
+    corner = tiles[["x", "y"]].to_numpy(np.float64)
+    half = tiles["size"].to_numpy(np.float64)[:, None] / 2
+    return np.asarray((corner + half) * tiles["slide_mpp"].to_numpy(np.float64)[:, None])
+
+
+def tile_um(tiles: pd.DataFrame) -> float:
+    """Side of a tile in um: the unit "tile width" in which the paper's distances are quoted."""
+    return float(tiles.attrs["tile_px"]) * float(tiles.attrs["mpp"])
