@@ -19,6 +19,8 @@ that its metadata names; see :mod:`sslpath.sources`.
 mpp) and ``source`` (where the pixels are).
 """
 
+import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,37 @@ def centres_um(tiles: pd.DataFrame) -> NDArray[np.float64]:
 def tile_um(tiles: pd.DataFrame) -> float:
     """Side of a tile in um: the unit "tile width" in which the paper's distances are quoted."""
     return float(tiles.attrs["tile_px"]) * float(tiles.attrs["mpp"])
+
+
+def fold(patient_id: str, folds: int = 5) -> int:
+    """The fold of a patient, 0 to ``folds - 1``: the SHA-256 of the patient's id, modulo.
+
+    It depends on nothing else, so any part of a data set splits the same way everywhere.
+
+    Example:
+        >>> fold("10253"), fold("9383")
+        (0, 2)
+    """
+    return int(hashlib.sha256(patient_id.encode()).hexdigest(), 16) % folds
+
+
+def split_by_patient(
+    tiles: pd.DataFrame, test_folds: Collection[int] = (0, 1), folds: int = 5
+) -> pd.DataFrame:
+    """Set ``split``: patients of ``test_folds`` are ``test``, the others ``train``.
+
+    Returns a new table; no patient is ever on both sides. By default about 40 % of the patients
+    are ``test``; with few patients the share is left to chance.
+
+    Example:
+        >>> tiles = make_table(
+        ...     {"slide_id": ["a", "b"], "patient_id": ["10253", "9383"], "x": 0, "y": 0,
+        ...      "size": 224, "slide_mpp": 0.5}, mpp=0.5, tile_px=224, source={})
+        >>> list(split_by_patient(tiles)["split"])
+        ['test', 'train']
+    """
+    split = {
+        patient: "test" if fold(patient, folds) in test_folds else "train"
+        for patient in tiles["patient_id"].unique()
+    }
+    return tiles.assign(split=tiles["patient_id"].map(split).astype("str"))
