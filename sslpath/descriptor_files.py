@@ -1,0 +1,174 @@
+"""Files of descriptors: one HDF5 file a slide, in the layout of CLAM and TRIDENT.
+
+A file ``<slide_id>.h5`` holds ``features`` (n, d) float32 and ``coords`` (n, 2) integers: (x, y) of
+the tile's top-left corner, level-0 px. What made the descriptors is its attribute ``provenance``.
+Beside them ``failed.csv`` lists the tiles that could not be read.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sslpath.errors import DescriptorError
+from sslpath.files import atomic_path
+
+FAILED = "failed.csv"
+FAILURE = {"slide_id": "str", "x": "int64", "y": "int64", "error": "str"}
+CHUNK_BYTES = 1 << 20  # chunks of one row make reading slow; 1 MiB fits HDF5's chunk cache
+
+
+@dataclass(frozen=True)
+class SlideDescriptors:
+    """The descriptors of one slide: ``features`` (n, d), ``coords`` (n, 2), all attributes."""
+
+    features: NDArray[np.float32]
+    coords: NDArray[np.int64]
+    attrs: dict[str, Any]
+
+
+def descriptor_path(folder: str | Path, slide_id: str) -> Path:
+    """Where the descriptors of a slide are: always directly inside ``folder``.
+
+    Characters that could lead elsewhere, or that some file systems refuse, are percent-encoded,
+    so no two slides share a file.
+
+    Example:
+        >>> descriptor_path("out", "tumor_001").as_posix()
+        'out/tumor_001.h5'
+        >>> descriptor_path("out", "../x").as_posix()
+        'out/%2E.%2Fx.h5'
+    """
+    if not slide_id:
+        raise DescriptorError("A tile has an empty slide_id; give every slide a name.")
+    name = re.sub(r'^\.|[\x00-\x1f\x7f<>:"/\\|?*%]', lambda c: f"%{ord(c[0]):02X}", slide_id)
+    return Path(folder) / f"{name}.h5"
+
+
+def write_descriptors(
+    folder: str | Path,
+    slide_id: str,
+    features: NDArray[Any],
+    coords: NDArray[Any],
+    attrs: Mapping[str, Any] | None = None,
+    coords_attrs: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the descriptors of one slide, all or nothing, and return the file's path.
+
+    Args:
+        folder: Created if need be.
+        slide_id: The slide's name; see :func:`descriptor_path`.
+        features: Descriptors, (n, d), stored as float32.
+        coords: Top-left corners (x, y), level-0 px, (n, 2).
+        attrs: What made the descriptors: JSON, kept as the file's attribute ``provenance``.
+        coords_attrs: Attributes of ``coords``, such as TRIDENT's ``patch_size``.
+
+    Raises:
+        DescriptorError: If the shapes do not fit, or a value is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> path = write_descriptors(folder, "a", np.ones((3, 128)), np.zeros((3, 2), int))
+        >>> load_slide(path).features.shape
+        (3, 128)
+    """
+    path = descriptor_path(folder, slide_id)
+    features = np.asarray(features, np.float32)
+    check(features, coords, f"the descriptors of {slide_id!r}", "the encoder's output")
+    rows = max(1, min(len(features), CHUNK_BYTES // max(1, features.shape[1] * 4)))
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["slide_id"] = slide_id
+        file.attrs["provenance"] = canonical(attrs or {})
+        for name, data in (("features", features), ("coords", np.asarray(coords, np.int64))):
+            width = data.shape[1]
+            file.create_dataset(name, data=data, chunks=(rows, width), maxshape=(None, width))
+        file["coords"].attrs.update({"name": slide_id, **(coords_attrs or {})})
+    return path
+
+
+def load_slide(path: str | Path) -> SlideDescriptors:
+    """Read one file of descriptors: ours, CLAM's or TRIDENT's.
+
+    Raises:
+        DescriptorError: If the file is missing, cut short, holds something else, or NaN.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            for name in ("features", "coords"):
+                if not isinstance(file.get(name), h5py.Dataset):
+                    raise DescriptorError(
+                        f"{path} has no dataset `{name}`; it holds {sorted(file)}. "
+                        "A file of descriptors has `features` (n, d) and `coords` (n, 2)."
+                    )
+            features, coords = file["features"][()], file["coords"][()]
+            attrs = {**file["coords"].attrs, **file["features"].attrs, **file.attrs}
+    except FileNotFoundError as error:
+        raise DescriptorError(
+            f"No descriptors at {path}; make them with `sslpath embed`."
+        ) from error
+    except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        raise DescriptorError(
+            f"Cannot read {path} as HDF5 ({error}). It was cut short or is something else: "
+            "delete it and run `sslpath embed` again."
+        ) from error
+    check(features, coords, str(path), "the file; delete it and run `sslpath embed` again")
+    return SlideDescriptors(features.astype(np.float32), coords.astype(np.int64), attrs)
+
+
+def check(features: Any, coords: Any, what: str, blame: str) -> None:
+    """Refuse arrays that are no descriptors: ``what`` holds them, ``blame`` is what to look at."""
+    features, coords = np.asarray(features), np.asarray(coords)
+    problem = ""
+    if features.ndim != 2 or features.shape[1] == 0 or features.dtype.kind != "f":
+        problem = f"`features` is {features.dtype} of shape {features.shape}, not floats (n, d)"
+    elif coords.shape != (len(features), 2) or coords.dtype.kind not in "iuf":
+        problem = (
+            f"`coords` is {coords.dtype} of shape {coords.shape}, not integers ({len(features)}, 2)"
+        )
+    elif not np.isfinite(features).all():
+        bad = int((~np.isfinite(features).all(axis=1)).sum())
+        problem = f"{bad} of {len(features)} descriptors hold NaN or infinity"
+    elif not np.array_equal(coords, np.rint(coords)):
+        problem = "`coords` are not whole level-0 pixels"
+    if problem:
+        raise DescriptorError(f"Bad descriptors in {what}: {problem}. Check {blame}.")
+
+
+def canonical(attrs: Mapping[str, Any]) -> str:
+    """One text for one provenance, whatever the order of its keys."""
+    return json.dumps(dict(attrs), sort_keys=True, allow_nan=False)
+
+
+def read_failures(folder: str | Path) -> pd.DataFrame:
+    """Tiles that could not be read: columns ``slide_id``, ``x``, ``y``, ``error``; often empty."""
+    path = Path(folder) / FAILED
+    if not path.exists():
+        return failure_table([])
+    try:
+        frame = pd.read_csv(path, dtype={"slide_id": "str"}, keep_default_na=False)
+        return failure_table(list(frame[list(FAILURE)].itertuples(index=False, name=None)))
+    except (ValueError, KeyError) as error:
+        raise DescriptorError(f"Cannot read {path} ({error}); delete it.") from error
+
+
+def failure_table(rows: list[Any]) -> pd.DataFrame:
+    """Rows (slide_id, x, y, error) as a table."""
+    return pd.DataFrame(rows, columns=list(FAILURE)).astype(FAILURE)
+
+
+def write_failures(folder: str | Path, rows: list[Any]) -> None:
+    """Write ``failed.csv``; without a failure there is none."""
+    path = Path(folder) / FAILED
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary:
+        failure_table(rows).to_csv(temporary, index=False)

@@ -1,0 +1,366 @@
+"""From tiles to descriptors: compute them slide by slide, read them back in the table's order.
+
+The files are one HDF5 a slide, in the layout of CLAM and TRIDENT: :mod:`sslpath.descriptor_files`.
+
+But:
+- a slide's descriptors are held in memory until its file is written;
+- a file is known by the slide's name, the tiles' corners and the provenance, not by the pixels:
+  after replacing a slide by another of the same name, delete its file.
+"""
+
+import json
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sslpath.descriptor_files import (
+    FAILED,
+    SlideDescriptors,
+    canonical,
+    check,
+    descriptor_path,
+    failure_table,
+    load_slide,
+    read_failures,
+    write_descriptors,
+    write_failures,
+)
+from sslpath.errors import DescriptorError, SlideError, TileReadError
+
+if TYPE_CHECKING:
+    from sslpath.sources import TileSource
+
+__all__ = [
+    "SlideDescriptors",
+    "compute",
+    "descriptor_path",
+    "load_slide",
+    "read_descriptors",
+    "read_failures",
+    "rgb_features",
+    "write_descriptors",
+]
+
+Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Turns tiles (b, h, w, 3) into descriptors (b, d)."""
+
+
+@overload
+def read_descriptors(
+    folder: str | Path, tiles: pd.DataFrame, missing: Literal["error"] = "error"
+) -> NDArray[np.float32]: ...
+
+
+@overload
+def read_descriptors(
+    folder: str | Path, tiles: pd.DataFrame, missing: Literal["drop"]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]: ...
+
+
+def read_descriptors(
+    folder: str | Path, tiles: pd.DataFrame, missing: Literal["error", "drop"] = "error"
+) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Read the descriptors of a table of tiles, in the order of its rows.
+
+    Args:
+        folder: Where the files are, one a slide.
+        tiles: The table; matched by ``slide_id`` and the exact corner ``x``, ``y``.
+        missing: What to do about a tile without a descriptor. ``"drop"`` leaves it out; a whole
+            slide without a file is left out only if all its tiles are in ``failed.csv``.
+
+    Returns:
+        Descriptors (n, d). With ``missing="drop"`` the descriptors (m, d) of the tiles that have
+        one, and a mask (n,) of these: go on with ``tiles[mask]``.
+
+    Raises:
+        DescriptorError: If a file is missing, damaged, made by another encoder or from other tiles
+            than the rest, or lacks a tile and ``missing="error"``.
+    """
+    if missing not in ("error", "drop"):
+        raise DescriptorError(f'missing must be "error" or "drop", not {missing!r}.')
+    failed = read_failures(folder)
+    failed_corners = set(zip(failed["slide_id"], failed["x"], failed["y"], strict=True))
+    found: NDArray[np.float32] | None = None
+    kept = np.zeros(len(tiles), bool)
+    first: tuple[Path, str] | None = None
+    for slide_id, where in _by_slide(tiles):
+        path = descriptor_path(folder, slide_id)
+        corners = tiles[["x", "y"]].to_numpy(np.int64)[where]
+        lost = [tuple(c) for c in corners.tolist() if (slide_id, *c) in failed_corners]
+        if missing == "drop" and not path.exists() and len(lost) == len(corners):
+            continue
+        slide = load_slide(path)
+        _fits(slide, slide_id, tiles, path)
+        made_by = str(slide.attrs.get("provenance", ""))
+        if found is None:
+            found, first = (
+                np.empty((len(tiles), slide.features.shape[1]), np.float32),
+                (path, made_by),
+            )
+        elif first is not None and (slide.features.shape[1], made_by) != (found.shape[1], first[1]):
+            raise DescriptorError(
+                f"{path} (length {slide.features.shape[1]}) and {first[0]} (length "
+                f"{found.shape[1]}) were not made by the same encoder: {made_by or 'unknown'} "
+                f"against {first[1] or 'unknown'}. Run `sslpath embed` into an empty folder."
+            )
+        rows = _positions(slide.coords, corners, path)
+        if missing == "error" and (rows < 0).any():
+            gaps = corners[rows < 0]
+            known = sum(tuple(c) in set(lost) for c in gaps.tolist())
+            raise DescriptorError(
+                f"{path} has no descriptor for {len(gaps)} of {len(corners)} tiles, such as x, y = "
+                f"{tuple(gaps[0].tolist())}; {known} of them could not be read, see {FAILED}. "
+                "Run `sslpath embed` again to try them once more, or leave them out with "
+                'read_descriptors(..., missing="drop").'
+            )
+        found[where[rows >= 0]] = slide.features[rows[rows >= 0]]
+        kept[where[rows >= 0]] = True
+    if found is None:
+        raise DescriptorError(f"No descriptors in {folder} for these {len(tiles)} tiles.")
+    return found if missing == "error" else (found[kept], kept)
+
+
+def _by_slide(tiles: pd.DataFrame) -> Iterator[tuple[str, NDArray[np.intp]]]:
+    """Each slide in the order of its first row, with the positions of its rows."""
+    codes, names = pd.factorize(tiles["slide_id"])
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
+    for name, where in zip(names, np.split(order, ends), strict=True) if len(names) else ():
+        yield str(name), where
+
+
+def _positions(have: NDArray[np.int64], want: NDArray[np.int64], path: Path) -> NDArray[np.intp]:
+    """Row of ``have`` that holds each corner of ``want``, or -1."""
+    index = pd.MultiIndex.from_arrays(list(have.T))
+    if not index.is_unique:
+        raise DescriptorError(
+            f"{path} holds two descriptors for one tile; delete it and run `sslpath embed` again."
+        )
+    return np.asarray(index.get_indexer(pd.MultiIndex.from_arrays(list(want.T))), np.intp)
+
+
+def _fits(slide: SlideDescriptors, slide_id: str, tiles: pd.DataFrame, path: Path) -> None:
+    """Refuse a file of another slide (file systems that ignore case) or of other tiles."""
+    owner = slide.attrs.get("slide_id", slide_id)
+    if owner != slide_id:
+        raise DescriptorError(
+            f"{path} holds the slide {owner!r}, not {slide_id!r}; give them names that differ "
+            "in more than case."
+        )
+    made = json.loads(slide.attrs.get("provenance", "{}"))
+    for key in ("mpp", "tile_px"):
+        if key in made and made[key] != tiles.attrs.get(key, made[key]):
+            raise DescriptorError(
+                f"{path} was made from tiles of {key} {made[key]}, the table has "
+                f"{tiles.attrs[key]}. Run `sslpath embed` into another folder."
+            )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Tiles of one slide read together, and those of them that could not be."""
+
+    slide_id: str
+    images: NDArray[np.uint8]
+    coords: NDArray[np.int64]
+    failures: list[tuple[str, int, int, str]]
+
+
+def compute(
+    tiles: pd.DataFrame,
+    encode: Encode,
+    source: "TileSource",
+    folder: str | Path,
+    *,
+    attrs: Mapping[str, Any],
+    batch: int = 256,
+    workers: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Compute the descriptors of all tiles, one file a slide; what is there already is kept.
+
+    A slide is skipped if its file is whole, has these corners, and was made with the same
+    ``attrs``, ``mpp`` and ``tile_px``. Of a file that lacks some tiles only these are computed.
+    A tile that cannot be read gets no descriptor; it is listed in ``failed.csv``.
+
+    Args:
+        tiles: The table of tiles.
+        encode: Tiles uint8 (b, h, w, 3) to descriptors (b, d).
+        source: Where the tiles come from; see :func:`sslpath.sources.open_source`.
+        folder: Where the files go.
+        attrs: What makes the descriptors, such as ``Encoder.provenance``: JSON.
+        batch: Tiles at a time.
+        workers: Processes that read ahead, also over the end of a slide, so that the encoder
+            never waits for one to open. They are started afresh: call from under
+            ``if __name__ == "__main__"``. 0 reads in this process.
+        progress: Show a bar.
+
+    Returns:
+        The tiles that failed, as in :func:`read_failures`.
+
+    Raises:
+        DescriptorError: If the encoder returns another number of descriptors than tiles, or NaN.
+    """
+    made_by = {**attrs, "mpp": tiles.attrs["mpp"], "tile_px": tiles.attrs["tile_px"]}
+    kept: dict[str, SlideDescriptors] = {}  # what an unfinished file already holds
+    corners: dict[str, NDArray[np.int64]] = {}
+    jobs: list[tuple[str, pd.DataFrame, bool]] = []
+    for slide_id, where in _by_slide(tiles):
+        rows = tiles.iloc[where].drop_duplicates(["x", "y"])
+        wanted = rows[["x", "y"]].to_numpy(np.int64)
+        path = descriptor_path(folder, slide_id)
+        have = _reusable(path, slide_id, canonical(made_by))
+        if have is not None:
+            at = _positions(have.coords, wanted, path)
+            if (at >= 0).all() and len(have.coords) == len(wanted):
+                continue
+            rows = rows[at < 0]
+            at = at[at >= 0]
+            kept[slide_id] = SlideDescriptors(have.features[at], have.coords[at], {})
+        corners[slide_id] = wanted
+        starts = range(0, max(1, len(rows)), batch)
+        jobs += [(slide_id, rows.iloc[i : i + batch], i == starts[-1]) for i in starts]
+
+    names = set(tiles["slide_id"])
+    failed = [
+        row
+        for row in read_failures(folder).itertuples(index=False, name=None)
+        if row[0] not in names
+    ]
+    earlier = len(failed)
+    parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
+    with tqdm(
+        total=sum(len(rows) for _, rows, _ in jobs), unit="tile", disable=not progress
+    ) as bar:
+        for read, last in _read_ahead(jobs, source, workers):
+            if len(read.images):
+                parts.append((_encode(encode, read), read.coords))
+            failed += read.failures
+            bar.update(len(read.images) + len(read.failures))
+            if last:
+                if read.slide_id in kept:
+                    parts.append((kept[read.slide_id].features, kept[read.slide_id].coords))
+                _finish(folder, read.slide_id, parts, corners[read.slide_id], made_by, tiles)
+                write_failures(folder, failed)
+                parts = []
+    write_failures(folder, failed)
+    return failure_table(failed[earlier:])
+
+
+def _reusable(path: Path, slide_id: str, provenance: str) -> SlideDescriptors | None:
+    """The file's content if it is whole and was made the same way."""
+    if not path.exists():
+        return None
+    try:
+        slide = load_slide(path)
+    except DescriptorError:
+        return None  # cut short, or not ours: computed again
+    same = (slide.attrs.get("slide_id"), slide.attrs.get("provenance")) == (slide_id, provenance)
+    return slide if same else None
+
+
+def _read_ahead(
+    jobs: list[tuple[str, pd.DataFrame, bool]], source: "TileSource", workers: int
+) -> Iterator[tuple[_Batch, bool]]:
+    """Read the jobs in their order, with ``workers`` processes at most two batches each ahead."""
+    if workers == 0:
+        for slide_id, rows, last in jobs:
+            yield _read(source, slide_id, rows), last
+        return
+    # Started afresh, since neither slides nor the threads of a numerical library survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting: deque[tuple[Future[_Batch], bool]] = deque()
+        try:
+            for slide_id, rows, last in jobs:
+                waiting.append((pool.submit(_read, source, slide_id, rows), last))
+                if len(waiting) > 2 * workers:
+                    future, was_last = waiting.popleft()
+                    yield future.result(), was_last
+            while waiting:
+                future, was_last = waiting.popleft()
+                yield future.result(), was_last
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(source: "TileSource", slide_id: str, rows: pd.DataFrame) -> _Batch:
+    """Read tiles of one slide; if one of them is broken, each alone."""
+    coords = rows[["x", "y"]].to_numpy(np.int64)
+    images = np.empty((0, 1, 1, 3), np.uint8)
+    failures: list[tuple[str, int, int, str]] = []
+    try:
+        if len(rows):
+            images = source.read(rows)
+        return _Batch(slide_id, images, coords, [])
+    except TileReadError:
+        good: list[NDArray[np.uint8]] = []
+        read = np.zeros(len(rows), bool)
+        for i, (x, y) in enumerate(coords.tolist()):
+            try:
+                good.append(source.read(rows.iloc[i : i + 1]))
+                read[i] = True
+            except SlideError as error:
+                failures.append((slide_id, x, y, str(error)))
+        images = np.concatenate(good) if good else images
+        return _Batch(slide_id, images, coords[read], failures)
+    except SlideError as error:  # the slide cannot be opened: so neither can its tiles
+        failures = [(slide_id, x, y, str(error)) for x, y in coords.tolist()]
+        return _Batch(slide_id, images, coords[:0], failures)
+
+
+def _encode(encode: Encode, read: _Batch) -> NDArray[np.float32]:
+    features = np.asarray(encode(read.images), np.float32)
+    what = f"the descriptors of {read.slide_id!r}"
+    check(features, read.coords, what, "the encoder: it must return finite floats (b, d)")
+    return features
+
+
+def _finish(
+    folder: str | Path,
+    slide_id: str,
+    parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]],
+    corners: NDArray[np.int64],
+    made_by: dict[str, Any],
+    tiles: pd.DataFrame,
+) -> None:
+    """Write one slide's file in the order of the table; without any descriptor there is none."""
+    path = descriptor_path(folder, slide_id)
+    if not parts:
+        path.unlink(missing_ok=True)
+        return
+    coords = np.concatenate([c for _, c in parts])
+    at = _positions(coords, corners, path)
+    at = at[at >= 0]
+    size = tiles.loc[tiles["slide_id"] == slide_id, "size"].iloc[0]
+    patch = {"patch_size": made_by["tile_px"], "patch_size_level0": int(size)}
+    features = np.concatenate([f for f, _ in parts])
+    write_descriptors(folder, slide_id, features[at], coords[at], made_by, patch)
+
+
+def rgb_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Mean and standard deviation of red, green and blue of each tile: the plainest descriptor.
+
+    What a method adds to this is more than stain.
+
+    Args:
+        images: Tiles, uint8 (n, h, w, 3).
+
+    Returns:
+        Means, then standard deviations, of values in 0..1, (n, 6).
+
+    Example:
+        >>> rgb_features(np.full((1, 8, 8, 3), 255, np.uint8))
+        array([[1., 1., 1., 0., 0., 0.]], dtype=float32)
+    """
+    pixels = images.reshape(len(images), -1, 3).astype(np.float32) / 255
+    return np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)

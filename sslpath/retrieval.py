@@ -1,0 +1,362 @@
+"""Search among descriptors, and the protocol that compares methods.
+
+Neighbours are exact, and never of the query's own patient: tiles of one patient look alike for
+reasons that have nothing to do with tumour. Unknown labels: such tiles are neither queries nor
+database where labels are compared; the distance ratio uses all tiles.
+
+Every method's descriptors are scaled to length 1 first, so that the Euclidean distance ranks as
+the cosine does; see :func:`unit_length`.
+"""
+
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from sslpath import metrics
+from sslpath.errors import ConfigError, DescriptorError, TableError
+from sslpath.metrics import Score
+from sslpath.neighbours import neighbours, pair_distances, unit_length
+from sslpath.pairs import check_distances, sample_pairs
+from sslpath.results import row
+
+__all__ = ["cost", "evaluate", "neighbours", "search", "slide_pairs", "tumour_share", "unit_length"]
+
+
+def search(
+    queries: ArrayLike,
+    descriptors: ArrayLike,
+    tiles: pd.DataFrame,
+    k: int = 10,
+    *,
+    exclude: ArrayLike | None = None,
+    group: str = "patient",
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The tiles most like one or several queries: what a gallery shows.
+
+    Args:
+        queries: Descriptors (q, d), or one (d,).
+        descriptors: Descriptors of the tiles, (n, d).
+        tiles: The table of tiles.
+        k: How many.
+        exclude: Patient (or slide) to leave out, one for all queries or one for each.
+        group: ``"patient"`` or ``"slide"``: what ``exclude`` names.
+
+    Returns:
+        Positions in ``tiles`` and distances, both (q, k), or (k,) for one query.
+    """
+    many = np.atleast_2d(np.asarray(queries, np.float32))
+    _aligned(tiles, {"descriptors": np.asarray(descriptors)})
+    groups = _groups(tiles, group)
+    out = None if exclude is None else np.broadcast_to(np.asarray(exclude, object), len(many))
+    found, distances = neighbours(
+        unit_length(many), unit_length(descriptors), out, None if out is None else groups, k
+    )
+    return (found[0], distances[0]) if np.ndim(queries) == 1 else (found, distances)
+
+
+def tumour_share(
+    tiles: pd.DataFrame,
+    descriptors: ArrayLike,
+    *,
+    k: int = 10,
+    slide_id: str | None = None,
+    group: str = "patient",
+) -> NDArray[np.float64]:
+    """The share of tumour among the k nearest labelled tiles of other patients: a heat map.
+
+    The same score as :func:`sslpath.metrics.knn_auc` ranks by; the tiles scored need no label.
+
+    Args:
+        tiles: The table of tiles.
+        descriptors: Descriptors of the tiles, (n, d).
+        k: How many neighbours.
+        slide_id: Score the tiles of this slide only, in the order of their rows.
+        group: Whose tiles are left out: ``"patient"`` or ``"slide"``.
+
+    Returns:
+        Scores in 0..1, one a tile.
+
+    Raises:
+        TableError: If there is no such slide, or a tile has no labelled tile of others.
+    """
+    unit = unit_length(descriptors)
+    _aligned(tiles, {"descriptors": unit})
+    asked = np.ones(len(tiles), bool) if slide_id is None else (tiles["slide_id"] == slide_id)
+    asked = np.asarray(asked, bool)
+    known = tiles["label"].notna().to_numpy()
+    groups, labels = _groups(tiles, group), tiles["label"].fillna(-1).to_numpy(np.int64)
+    found, _ = neighbours(unit[asked], unit[known], groups[asked], groups[known], k)
+    if not len(found) or (found[:, 0] < 0).any():
+        raise TableError(
+            f"No tumour share for slide {slide_id!r}: it has no tiles, or no labelled tile of "
+            f"another {group} is there to compare with."
+        )
+    return metrics.share_of_tumour(_labels_of(labels[known], found))
+
+
+def _labels_of(labels: NDArray[np.int64], found: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of neighbours, -1 where there is none."""
+    return np.where(found >= 0, labels[found], -1)
+
+
+def _groups(tiles: pd.DataFrame, group: str) -> NDArray[Any]:
+    if group not in ("patient", "slide"):
+        raise ConfigError(f'group must be "patient" or "slide", not {group!r}.')
+    return tiles[f"{group}_id"].to_numpy(object)
+
+
+def _aligned(tiles: pd.DataFrame, descriptors: Mapping[str, NDArray[Any]]) -> None:
+    for name, one in descriptors.items():
+        if one.ndim != 2 or len(one) != len(tiles):
+            raise DescriptorError(
+                f"The descriptors {name!r} are {one.shape}, the table has {len(tiles)} tiles; "
+                "read them with read_descriptors(folder, tiles)."
+            )
+
+
+def evaluate(
+    tiles: pd.DataFrame,
+    descriptors: Mapping[str, ArrayLike],
+    *,
+    near_um: float,
+    far_um: float,
+    k: int = 10,
+    seed: int = 0,
+    group: str = "patient",
+    versus: str = "imagenet",
+    resamples: int = 2000,
+    pairs_per_slide: int = 1000,
+    data: str = "",
+) -> list[dict[str, Any]]:
+    """Compare descriptors of the same tiles: one row a method and metric, ready for results.json.
+
+    ``tumour_top1``, ``tumour_p_at_<k>``, ``knn_auc``, ``mmv_at_5``, ``map_at_<k>``,
+    ``addr_global``, ``addr_median``; each is defined in :mod:`sslpath.metrics`. The method
+    ``chance`` answers with random tiles of other patients. Rows with ``versus`` are differences
+    between two methods, on the same queries, pairs and resamples.
+
+    A metric that the tiles do not allow is left out, with a warning that says why.
+
+    Args:
+        tiles: The table of tiles; pass the test tiles only.
+        descriptors: Method to descriptors (n, d), aligned to the rows.
+        near_um: Near pairs lie at most this far apart.
+        far_um: Far pairs lie at least this far apart.
+        k: Neighbours asked for.
+        seed: Of the pairs, the random answers and the resamples.
+        group: Whose tiles a query may not find: ``"patient"`` or ``"slide"``.
+        versus: The method that others are compared with, if it is there.
+        resamples: Of the bootstrap over patients.
+        pairs_per_slide: Near and far pairs drawn on each slide, the same for every method.
+        data: Name of the data, for the rows.
+
+    Raises:
+        DescriptorError: If descriptors do not fit the tiles.
+    """
+    arrays = {name: np.asarray(one, np.float32) for name, one in descriptors.items()}
+    _aligned(tiles, arrays)
+    units = {name: unit_length(one) for name, one in arrays.items()}
+    scores: dict[tuple[str, str], tuple[Score, dict[str, Any]]] = {}
+    for part in (
+        _retrieval_scores(tiles, units, k, seed, group),
+        _distance_scores(tiles, units, near_um, far_um, seed, pairs_per_slide),
+    ):
+        scores.update(part)
+
+    rows = []
+    for (method, metric), (score, extra) in scores.items():
+        low, high = score.interval(resamples, seed) or (None, None)
+        extra = {**extra, "patients": len(score.patients), "resamples": resamples}
+        rows.append(row(method, metric, score.value, low, high, score.n, seed, data, **extra))
+    for (method, metric), (score, extra) in scores.items():
+        if method in units and method != versus and (versus, metric) in scores:
+            other = scores[versus, metric][0]
+            value, between = metrics.difference(score, other, resamples, seed)
+            low, high = between or (None, None)
+            extra = {**extra, "patients": len(score.patients), "resamples": resamples}
+            rows.append(
+                row(method, metric, value, low, high, score.n, seed, data, versus=versus, **extra)
+            )
+    return rows
+
+
+Scores = dict[tuple[str, str], tuple[Score, dict[str, Any]]]
+
+
+def _retrieval_scores(
+    tiles: pd.DataFrame, units: Mapping[str, NDArray[np.float32]], k: int, seed: int, group: str
+) -> Scores:
+    """The labelled metrics of every method, and of random answers."""
+    known = tiles["label"].notna().to_numpy()
+    labels = tiles["label"].fillna(-1).to_numpy(np.int64)[known]
+    groups, patients = _groups(tiles, group)[known], _groups(tiles, "patient")[known]
+    missing = [what for what, kind in (("tumour", 1), ("not tumour", 0)) if kind not in labels]
+    if missing or len(set(groups)) < 2:
+        why = f"no tile is labelled {missing[0]}" if missing else f"there is a single {group}"
+        warnings.warn(f"Tumour retrieval is not measured: {why}.", stacklevel=3)
+        return {}
+    relevant = _relevant(labels, groups)
+    scores: Scores = {}
+    for method, unit in [("chance", None), *units.items()]:
+        if unit is None:
+            found = _random_neighbours(groups, k, np.random.default_rng(seed))
+        else:
+            found, _ = neighbours(unit[known], unit[known], groups, groups, k)
+        answers = _labels_of(labels, found)
+        five = min(5, k)
+        for metric, score, depth in (
+            ("tumour_top1", metrics.tumour_top1(labels, answers, patients), 1),
+            (f"tumour_p_at_{k}", metrics.precision_at_k(labels, answers, patients), k),
+            ("knn_auc", metrics.knn_auc(labels, answers, patients), k),
+            (f"mmv_at_{five}", metrics.mmv_at_k(labels, answers[:, :five], patients), five),
+            (f"map_at_{k}", metrics.map_at_k(labels, answers, patients, relevant), k),
+        ):
+            scores[method, metric] = (score, {"k": depth, "group": group})
+    return scores
+
+
+def _relevant(labels: NDArray[np.int64], groups: NDArray[Any]) -> NDArray[np.int64]:
+    """How many tiles of other groups have each tile's label, (q,)."""
+    codes = pd.factorize(groups)[0]
+    both = np.stack(
+        [np.bincount(codes[labels == kind], minlength=codes.max() + 1) for kind in (0, 1)]
+    )
+    return np.asarray(both.sum(axis=1)[labels] - both[labels, codes])
+
+
+def _random_neighbours(groups: NDArray[Any], k: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw k random tiles of other groups for each tile with replacement, (n, k)."""
+    codes = pd.factorize(groups)[0]
+    order = np.argsort(codes, kind="stable")
+    start, size = np.searchsorted(codes[order], codes), np.bincount(codes)[codes]
+    draw = rng.integers(0, (len(codes) - size)[:, None], size=(len(codes), k))
+    return np.asarray(order[draw + np.where(draw >= start[:, None], size[:, None], 0)])
+
+
+def _distance_scores(
+    tiles: pd.DataFrame,
+    units: Mapping[str, NDArray[np.float32]],
+    near_um: float,
+    far_um: float,
+    seed: int,
+    pairs_per_slide: int,
+) -> Scores:
+    """The distance ratio of every method, on the same pairs."""
+    pairs, lacking = slide_pairs(tiles, near_um, far_um, seed, pairs_per_slide)
+    anchor, near, far = pairs.T
+    if not len(pairs):
+        warnings.warn(
+            f"The distance ratio is not measured: no slide has tiles within {near_um:g} um and "
+            f"beyond {far_um:g} um of each other.",
+            stacklevel=3,
+        )
+        return {}
+    patients = _groups(tiles, "patient")[anchor]
+    slides = _groups(tiles, "slide")[anchor]
+    extra = {
+        "near_um": near_um,
+        "far_um": far_um,
+        "slides": len(set(slides)),
+        "slides_without_pairs": lacking,
+    }
+    scores: Scores = {}
+    for method, unit in units.items():
+        d_near = pair_distances(unit, unit, anchor, near)
+        d_far = pair_distances(unit, unit, anchor, far)
+        if not d_near.any():
+            warnings.warn(
+                f"The distance ratio of {method!r} is not measured: near tiles share one "
+                "descriptor, it has collapsed.",
+                stacklevel=3,
+            )
+            continue
+        scores[method, "addr_global"] = (metrics.addr_global(d_near, d_far, patients), extra)
+        scores[method, "addr_median"] = (
+            metrics.addr_median(d_near, d_far, patients, slides),
+            extra,
+        )
+    return scores
+
+
+def slide_pairs(
+    tiles: pd.DataFrame, near_um: float, far_um: float, seed: int, pairs_per_slide: int = 1000
+) -> tuple[NDArray[np.intp], int]:
+    """The same number of near and far pairs on each slide.
+
+    Args:
+        tiles: The table of tiles.
+        near_um: Near pairs lie at most this far apart.
+        far_um: Far pairs lie at least this far apart.
+        seed: Of the draw.
+        pairs_per_slide: How many.
+
+    Returns:
+        Positions in ``tiles`` of anchor, near and far tile, (m, 3); and how many slides have no
+        pairs of both kinds and are left out.
+    """
+    check_distances(near_um, far_um)
+    drawn, lacking = [np.empty((0, 3), np.intp)], 0
+    rng = np.random.default_rng(seed)
+    for _, group in tiles.reset_index(drop=True).groupby("slide_id", sort=True):
+        where = group.index.to_numpy()
+        try:
+            pairs = sample_pairs(
+                tiles.iloc[where], pairs_per_slide, near_um=near_um, far_um=far_um, rng=rng
+            )
+        except ConfigError:  # no tile has both partners
+            lacking += 1
+            continue
+        drawn.append(where[np.stack([pairs.anchor, pairs.near, pairs.far], axis=1)])
+    return np.concatenate(drawn), lacking
+
+
+def cost(
+    method: str,
+    descriptors: ArrayLike,
+    *,
+    k: int = 10,
+    queries: int = 256,
+    repeats: int = 7,
+    data: str = "",
+) -> list[dict[str, Any]]:
+    """What a method costs to keep and to search: rows ``bytes_per_tile`` and ``query_us``.
+
+    Args:
+        method: The method's name.
+        descriptors: Its descriptors, (n, d).
+        k: Neighbours asked for.
+        queries: Tiles searched for at a time; the time is for one of them.
+        repeats: The median of this many is reported, their least and largest as its interval.
+        data: Name of the data, for the rows.
+    """
+    unit = unit_length(descriptors)
+    asked = unit[np.linspace(0, len(unit) - 1, min(queries, len(unit))).astype(int)]
+    neighbours(asked, unit, k=k)  # warm
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        neighbours(asked, unit, k=k)
+        times.append((time.perf_counter() - start) / len(asked) * 1e6)
+    size = unit.shape[1] * 4
+    extra = {"dim": unit.shape[1], "tiles": len(unit)}
+    return [
+        row(method, "bytes_per_tile", size, size, size, len(unit), 0, data, **extra),
+        row(
+            method,
+            "query_us",
+            float(np.median(times)),
+            min(times),
+            max(times),
+            repeats,
+            0,
+            data,
+            k=k,
+            batch=len(asked),
+            **extra,
+        ),
+    ]
