@@ -1,0 +1,174 @@
+"""Open OpenSlide handles: few, with one tile cache for all, one set per process.
+
+Every OpenSlide handle has a tile cache of its own unless told otherwise, neither pickles nor
+survives a fork, and is of no more use after its first error. All of that is dealt with here, so
+that :mod:`sslpath.slides` can treat a slide as a mere path.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import openslide
+from PIL import Image
+
+from sslpath.errors import SlideError, TileReadError
+
+MAX_HANDLES = 8
+CACHE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class OpenSlideFile:
+    """An open slide and what is asked of it again and again."""
+
+    handle: openslide.OpenSlide
+    level_dimensions: tuple[tuple[int, int], ...]
+    level_downsamples: tuple[float, ...]
+    stated_mpp: tuple[str | None, str | None]
+    background: str
+
+
+class _Pool:
+    """The open slides of one process; the least recently used goes first."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.cache = openslide.OpenSlideCache(CACHE_BYTES)
+        self.slides: OrderedDict[tuple[object, ...], OpenSlideFile] = OrderedDict()
+
+    def get(self, path: Path) -> OpenSlideFile:
+        key = _identity(path)
+        with self.lock:
+            if key not in self.slides:
+                self.slides[key] = _open_anew(path, self.cache)
+            self.slides.move_to_end(key)
+            # Dropped, not closed: another thread may be reading. The last reference closes it.
+            while len(self.slides) > MAX_HANDLES:
+                self.slides.popitem(last=False)
+            return self.slides[key]
+
+    def drop(self, slide: OpenSlideFile) -> None:
+        with self.lock:
+            for key in [key for key, value in self.slides.items() if value is slide]:
+                del self.slides[key]
+
+
+# By process id, so that a forked child opens its own handles: the parent's share their file
+# positions. They stay referenced here because closing them in the child is not safe either.
+_pools: dict[int, _Pool] = {}
+
+
+def open_slide(path: Path) -> OpenSlideFile:
+    """The open slide of ``path`` in this process.
+
+    Raises:
+        SlideError: If it cannot be opened; the message names the file and the remedy.
+    """
+    pid = os.getpid()
+    pool = _pools.get(pid) or _pools.setdefault(pid, _Pool())
+    return pool.get(path)
+
+
+def _identity(path: Path) -> tuple[object, ...]:
+    """What tells this file from any other, also from a later one of the same name."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError as error:
+        raise SlideError(f"No slide at {path}. Check the path.") from error
+    except OSError as error:
+        raise SlideError(f"Cannot reach the slide {path}: {error.strerror}.") from error
+    return (str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _open_anew(path: Path, cache: openslide.OpenSlideCache) -> OpenSlideFile:
+    if path.is_dir():
+        raise SlideError(
+            f"{path} is a folder, not a slide. Give a file; for DICOM, one .dcm file of the slide."
+        )
+    if path.stat().st_size == 0:
+        raise SlideError(f"The slide {path} is empty (0 bytes). Copy it again.")
+    try:
+        handle = openslide.OpenSlide(str(path))
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise SlideError(
+            f"{path} is not a slide that OpenSlide reads: another format, or damaged. An image "
+            "(JPEG, PNG, TIFF, OME-TIFF) becomes a slide with "
+            f"`sslpath data convert '{path}' --mpp UM_PER_PIXEL`."
+        ) from error
+    except openslide.OpenSlideError as error:
+        _damaged(path, error)
+    except OSError as error:
+        raise SlideError(f"Cannot open the slide {path}: {error}.") from error
+    try:
+        handle.set_cache(cache)
+        properties = handle.properties
+        slide = OpenSlideFile(
+            handle,
+            handle.level_dimensions,
+            tuple(float(downsample) for downsample in handle.level_downsamples),
+            (
+                properties.get(openslide.PROPERTY_NAME_MPP_X),
+                properties.get(openslide.PROPERTY_NAME_MPP_Y),
+            ),
+            "#" + properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF"),
+        )
+    except openslide.OpenSlideError as error:
+        _damaged(path, error)
+    if not slide.level_dimensions or min(min(size) for size in slide.level_dimensions) < 1:
+        _damaged(path, "a level has no pixels")
+    return slide
+
+
+def _damaged(path: Path, error: object) -> NoReturn:
+    raise SlideError(
+        f"OpenSlide cannot read {path}: {error}. The file is probably damaged or cut short; "
+        "copy it again."
+    ) from (error if isinstance(error, Exception) else None)
+
+
+def read_level(
+    path: Path, level: int, corner: tuple[int, int], size: tuple[int, int]
+) -> Image.Image:
+    """A region of a level as RGB on the slide's background.
+
+    Args:
+        path: The slide.
+        level: Which level.
+        corner: Left and top, level-0 px.
+        size: Width and height, px of the level.
+
+    Raises:
+        SlideError: If the slide cannot be opened.
+        TileReadError: If the pixels cannot be decoded.
+    """
+    slide = open_slide(path)
+    try:
+        region = slide.handle.read_region(corner, level, size)
+    except openslide.OpenSlideError:
+        # An error sticks to its handle and may stem from another read: ask a new handle.
+        _forget(slide)
+        slide = open_slide(path)
+        try:
+            region = slide.handle.read_region(corner, level, size)
+        except openslide.OpenSlideError as error:
+            _forget(slide)
+            raise TileReadError(
+                f"Cannot decode the {size[0]} x {size[1]} px at ({corner[0]}, {corner[1]}), level "
+                f"{level}, of {path}: {error}. The file is damaged there; copy it again or leave "
+                "the tile out."
+            ) from error
+    if region.getchannel("A").getextrema() == (255, 255):
+        return region.convert("RGB")
+    canvas = Image.new("RGB", size, slide.background)
+    canvas.paste(region, mask=region)
+    return canvas
+
+
+def _forget(slide: OpenSlideFile) -> None:
+    pool = _pools.get(os.getpid())
+    if pool is not None:
+        pool.drop(slide)

@@ -1,0 +1,251 @@
+"""Slides through OpenSlide, read at a pixel size in um instead of a level.
+
+A level is not a magnification, and "20x" is not a pixel size: scanners differ. So every read names
+the um per pixel that it wants; the best level is found and resampled only where none matches.
+
+But:
+
+- colours are the scanner's: embedded ICC profiles are not applied;
+- formats that OpenSlide refuses have to be converted first, see :mod:`sslpath.convert`.
+"""
+
+import base64
+import html
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sslpath.errors import PixelSizeError, SlideError
+from sslpath.handles import open_slide, read_level
+
+MPP_RANGE = (0.05, 20.0)
+MAX_ANISOTROPY = 0.05
+# Downsamples are ratios of whole pixel counts, so "4" may be 3.9999 or 4.02. A level that is
+# coarser than wanted by less than this is still the one that was meant.
+LEVEL_TOLERANCE = 0.01
+BLOCK_PX = 2048
+
+
+def check_mpp(value: float, what: str) -> float:
+    """Return ``value`` (um per pixel) if a microscope could have made it.
+
+    Raises:
+        PixelSizeError: If it is not a number or outside 0.05 to 20 um; ``what`` says whose it is.
+
+    Example:
+        >>> check_mpp(0.25, "the slide")
+        0.25
+    """
+    low, high = MPP_RANGE
+    if not low <= value <= high:
+        raise PixelSizeError(
+            f"{what}: a pixel size of {value:g} um is not plausible ({low:g} to {high:g} um). "
+            "Give the right one: `--mpp-override` on the command line, `mpp=` in Python."
+        )
+    return float(value)
+
+
+class Slide:
+    """A whole-slide image; cheap to make, opened when first read, safe to pickle and to fork.
+
+    A slide holds only its path. Handles live in a pool of the process that reads, at most 8 open
+    at a time with one tile cache for all, so many slides and many workers stay within bounds.
+
+    Args:
+        path: The slide's file. For DICOM, any level's file of the slide.
+        mpp: um per level-0 px, where the slide does not say it or says it wrongly.
+
+    Raises:
+        PixelSizeError: If ``mpp`` is given and not plausible.
+
+    Example:
+        >>> slide = Slide("slides/case-7.svs", mpp=0.25)
+        >>> slide.slide_id, slide.mpp
+        ('case-7', 0.25)
+    """
+
+    def __init__(self, path: str | Path, mpp: float | None = None) -> None:
+        self.path = Path(path)
+        self.mpp_override = None if mpp is None else check_mpp(mpp, f"{path}")
+
+    @property
+    def slide_id(self) -> str:
+        """The file's stem."""
+        return self.path.stem
+
+    @property
+    def mpp(self) -> float:
+        """The um per level-0 px: the override, else what the slide says.
+
+        Raises:
+            PixelSizeError: If the slide says nothing, or something that cannot be.
+        """
+        if self.mpp_override is not None:
+            return self.mpp_override
+        return _pixel_size(open_slide(self.path).stated_mpp, self.path)
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """Width and height, level-0 px."""
+        return self.level_dimensions[0]
+
+    @property
+    def level_dimensions(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of each level, px of that level."""
+        return open_slide(self.path).level_dimensions
+
+    @property
+    def level_downsamples(self) -> tuple[float, ...]:
+        """How many level-0 px a pixel of each level spans; rarely whole numbers."""
+        return open_slide(self.path).level_downsamples
+
+    def read(self, x: int, y: int, size_px: int, mpp: float) -> NDArray[np.uint8]:
+        """Read a square at a pixel size.
+
+        If a level has this pixel size, so nearly that the far edge is off by at most half a pixel,
+        its pixels are returned as they are. Otherwise the next finer level is resampled (Pillow's
+        bicubic, with antialiasing). What lies outside the slide, or was not scanned, has the
+        slide's background colour, white if it names none.
+
+        Args:
+            x: Left edge, level-0 px.
+            y: Top edge, level-0 px.
+            size_px: Side of the square, in pixels of ``mpp``.
+            mpp: Wanted um per pixel. Finer than the slide's own means upsampling.
+
+        Returns:
+            RGB, shape ``(size_px, size_px, 3)``, ``uint8``.
+
+        Raises:
+            SlideError: If the slide cannot be opened.
+            TileReadError: If the pixels cannot be decoded. Other tiles may still be fine: the
+                slide is opened anew for the next one.
+        """
+        wanted = mpp / self.mpp
+        downsamples = self.level_downsamples
+        level = best_level(downsamples, wanted)
+        ratio = wanted / downsamples[level]
+        if abs(ratio - 1) * size_px <= 0.5:
+            return np.array(read_level(self.path, level, (x, y), (size_px, size_px)))
+        side = size_px * ratio
+        whole = math.ceil(side)
+        region = read_level(self.path, level, (x, y), (whole, whole))
+        tile = region.resize(
+            (size_px, size_px), Image.Resampling.BICUBIC, box=(0.0, 0.0, side, side)
+        )
+        return np.array(tile)
+
+    def thumbnail(
+        self, max_px: int = 1024, *, mpp: float | None = None
+    ) -> tuple[NDArray[np.uint8], float]:
+        """The whole slide, small.
+
+        Args:
+            max_px: The longer side is at most so many pixels, unless ``mpp`` is given.
+            mpp: Wanted um per pixel; never finer than the slide's own.
+
+        Returns:
+            RGB of shape ``(h, w, 3)``, and its um per pixel. Pixel (row, column) of it spans the
+            level-0 px from ``column * d`` and ``row * d`` on, where ``d`` is its um per pixel over
+            the slide's; less than one pixel is cut off at the right and the bottom.
+
+        Raises:
+            SlideError: If the slide cannot be opened or read.
+        """
+        if mpp is not None:
+            downsample = max(1.0, mpp / self.mpp)
+        else:
+            downsample = max(1.0, max(self.dimensions) / max_px)
+        return self._overview(downsample), self.mpp * downsample
+
+    def _overview(self, downsample: float) -> NDArray[np.uint8]:
+        """The slide downsampled, read block by block: a slide may lack small levels."""
+        downsamples = self.level_downsamples
+        level = best_level(downsamples, downsample)
+        ratio = downsample / downsamples[level]
+        width, height = (max(1, int(side / downsample + 1e-9)) for side in self.dimensions)
+        out = np.empty((height, width, 3), np.uint8)
+        step = max(1, int(BLOCK_PX / ratio))
+        for top in range(0, height, step):
+            for left in range(0, width, step):
+                w, h = min(step, width - left), min(step, height - top)
+                # Whole level-0 px for the corner; the rest of a pixel goes into the box.
+                corner = (int(left * downsample), int(top * downsample))
+                dx = (left * downsample - corner[0]) / downsamples[level]
+                dy = (top * downsample - corner[1]) / downsamples[level]
+                box = (dx, dy, dx + w * ratio, dy + h * ratio)
+                size = (max(1, math.ceil(box[2] - 1e-6)), max(1, math.ceil(box[3] - 1e-6)))
+                box = (dx, dy, min(box[2], size[0]), min(box[3], size[1]))
+                region = read_level(self.path, level, corner, size)
+                block = region.resize((w, h), Image.Resampling.BOX, box=box)
+                out[top : top + h, left : left + w] = np.asarray(block)
+        return out
+
+    def __repr__(self) -> str:
+        override = "" if self.mpp_override is None else f", mpp={self.mpp_override:g}"
+        return f"Slide({str(self.path)!r}{override})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the facts and a thumbnail."""
+        name = html.escape(self.path.name)
+        try:
+            width, height = self.dimensions
+            small = self._overview(max(1.0, max(width, height) / 320))
+            try:
+                size = f"{self.mpp:.4g} um per px"
+            except PixelSizeError:
+                size = "pixel size unknown"
+        except SlideError as error:
+            return f"<p><b>{name}</b>: {html.escape(str(error))}</p>"
+        buffer = io.BytesIO()
+        Image.fromarray(small).save(buffer, "PNG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+        levels = ", ".join(f"{downsample:.4g}" for downsample in self.level_downsamples)
+        return (
+            f"<p><b>{name}</b>: {width} x {height} px, {size}, downsamples {levels}</p>"
+            f'<img alt="Thumbnail of {name}" src="data:image/png;base64,{data}">'
+        )
+
+
+def best_level(downsamples: tuple[float, ...], wanted: float) -> int:
+    """The coarsest level that is still fine enough; 0 if none is.
+
+    Example:
+        >>> best_level((1.0, 3.9999, 16.02), 4.0), best_level((1.0, 4.0001, 16.02), 16.0)
+        (1, 2)
+        >>> best_level((1.0, 4.0), 3.0), best_level((1.0, 4.0), 0.5)
+        (0, 0)
+    """
+    fine = [
+        level
+        for level, downsample in enumerate(downsamples)
+        if downsample <= wanted * (1 + LEVEL_TOLERANCE)
+    ]
+    return max(fine, default=0)
+
+
+def _pixel_size(stated: tuple[str | None, str | None], path: Path) -> float:
+    remedy = (
+        "Give it: `--mpp-override` on the command line, `mpp=` in Python (um per level-0 px; "
+        "about 0.25 for a 40x scan, 0.5 for 20x)."
+    )
+    if stated[0] is None or stated[1] is None:
+        raise PixelSizeError(f"The slide {path} does not say its pixel size. {remedy}")
+    try:
+        x, y = float(stated[0]), float(stated[1])
+    except ValueError as error:
+        raise PixelSizeError(
+            f"The slide {path} says that its pixel size is {stated[0]!r}. {remedy}"
+        ) from error
+    for value in (x, y):
+        check_mpp(value, f"The slide {path}")
+    if abs(x - y) > MAX_ANISOTROPY * min(x, y):
+        raise PixelSizeError(
+            f"The pixels of the slide {path} are {x:g} um wide and {y:g} um high; sslpath reads "
+            f"square pixels only. If that is a mistake in the file, override it. {remedy}"
+        )
+    return (x + y) / 2

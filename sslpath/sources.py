@@ -1,0 +1,182 @@
+"""Where the pixels of tiles come from: slides, or a zip of tiles cut beforehand.
+
+A source answers ``read(rows)``. It is made from the table of tiles alone, opens its files when
+first read and anew in each process, and can be pickled: hand it to the workers of a DataLoader.
+"""
+
+import io
+import os
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from sslpath.errors import DataError, TableError, TileReadError
+from sslpath.slides import Slide
+
+
+class TileSource(Protocol):
+    """Anything that can read the pixels of rows of a table of tiles."""
+
+    def read(self, rows: pd.DataFrame) -> NDArray[np.uint8]:
+        """RGB of the tiles in the order of ``rows``, shape ``(n, tile_px, tile_px, 3)``.
+
+        Raises:
+            TileReadError: If one cannot be read; never is anything put in its place.
+        """
+        ...
+
+
+def open_source(tiles: pd.DataFrame, root: str | Path | None = None) -> TileSource:
+    """The source that a table of tiles names in its metadata.
+
+    Args:
+        tiles: Table of tiles.
+        root: Folder where the files are now, if they have moved since the table was made.
+
+    Raises:
+        TableError: If the table names no source that is known here.
+    """
+    source = tiles.attrs.get("source") or {}
+    tile_px, mpp = int(tiles.attrs["tile_px"]), float(tiles.attrs["mpp"])
+    try:
+        if source["kind"] == "slides":
+            where: dict[str, dict[str, Any]] = source["slides"]
+            paths = _moved([where[name]["path"] for name in where], root)
+            slides = {
+                name: Slide(path, where[name]["mpp"])
+                for name, path in zip(where, paths, strict=True)
+            }
+            return SlideTiles(slides, mpp=mpp, tile_px=tile_px)
+        if source["kind"] == "zip":
+            (path,) = _moved([source["path"]], root)
+            return ZipTiles(path, source["member"], tile_px=tile_px)
+    except KeyError as error:
+        raise TableError(
+            f"The table of tiles does not say where its pixels are: its source lacks {error}. "
+            "Make it again with `sslpath tile`."
+        ) from error
+    raise TableError(f"Tiles of the kind {source['kind']!r} cannot be read: slides or zip can.")
+
+
+class SlideTiles:
+    """Tiles read from slides, at one pixel size.
+
+    Args:
+        slides: Slide by id.
+        mpp: um per pixel of the tiles.
+        tile_px: Side of a tile, pixels.
+    """
+
+    def __init__(self, slides: dict[str, Slide], *, mpp: float, tile_px: int) -> None:
+        self.slides = slides
+        self.mpp = mpp
+        self.tile_px = tile_px
+
+    def read(self, rows: pd.DataFrame) -> NDArray[np.uint8]:
+        """See :meth:`TileSource.read`; raises SlideError too, if a slide is gone."""
+        ids = rows["slide_id"].to_numpy()
+        x, y = rows["x"].to_numpy(), rows["y"].to_numpy()
+        out = np.empty((len(rows), self.tile_px, self.tile_px, 3), np.uint8)
+        # Slide by slide and row by row, whatever the order asked for: then few slides are open at
+        # a time, and neighbours find what they share in the cache.
+        for i in np.lexsort((x, y, ids.astype(str))):
+            try:
+                slide = self.slides[ids[i]]
+            except KeyError as error:
+                raise TableError(
+                    f"The table has tiles of slide {error}, but does not say where it is."
+                ) from error
+            out[i] = slide.read(int(x[i]), int(y[i]), self.tile_px, self.mpp)
+        return out
+
+
+class ZipTiles:
+    """Tiles that lie as images in a zip archive, read without unpacking it.
+
+    Args:
+        path: The archive.
+        member: Name of a tile's image, with the columns of its row in braces, such as
+            ``"{slide_id}/{x}_{y}.png"``.
+        tile_px: Side of a tile, pixels.
+    """
+
+    def __init__(self, path: str | Path, member: str, *, tile_px: int) -> None:
+        self.path = Path(path)
+        self.member = member
+        self.tile_px = tile_px
+        self._forget()
+
+    def _forget(self) -> None:
+        self._archive: zipfile.ZipFile | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "member": self.member, "tile_px": self.tile_px}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def read(self, rows: pd.DataFrame) -> NDArray[np.uint8]:
+        """See :meth:`TileSource.read`; raises DataError too, if the archive is gone."""
+        archive = self._open()
+        out = np.empty((len(rows), self.tile_px, self.tile_px, 3), np.uint8)
+        for i, row in enumerate(rows.to_dict("records")):
+            out[i] = self._tile(archive, self.member.format_map(row))
+        return out
+
+    def _open(self) -> zipfile.ZipFile:
+        # A fork shares the parent's file position: each process opens the archive for itself.
+        if self._pid != os.getpid():
+            self._forget()
+            self._pid = os.getpid()
+        with self._lock:
+            if self._archive is None:
+                try:
+                    self._archive = zipfile.ZipFile(self.path)
+                except FileNotFoundError as error:
+                    raise DataError(
+                        f"No archive of tiles at {self.path}. If it has moved, say where to "
+                        "(`root=` in Python), or make the table of tiles again."
+                    ) from error
+                except (zipfile.BadZipFile, OSError) as error:
+                    raise DataError(
+                        f"{self.path} is not a whole zip archive ({error}). Fetch it again."
+                    ) from error
+            return self._archive
+
+    def _tile(self, archive: zipfile.ZipFile, name: str) -> NDArray[np.uint8]:
+        try:
+            with Image.open(io.BytesIO(archive.read(name))) as image:
+                if image.size != (self.tile_px, self.tile_px):
+                    raise TileReadError(
+                        f"{name} in {self.path} is {image.width} x {image.height} px; the table "
+                        f"says {self.tile_px} x {self.tile_px}. Leave the tile out."
+                    )
+                return np.asarray(image.convert("RGB"))
+        except KeyError as error:
+            raise TileReadError(
+                f"{self.path} has no tile {name}: the table belongs to another archive."
+            ) from error
+        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise TileReadError(
+                f"Cannot decode {name} in {self.path}: {error}. The archive is damaged there; "
+                "fetch it again or leave the tile out."
+            ) from error
+
+
+def _moved(paths: list[str], root: str | Path | None) -> list[Path]:
+    """The paths with the folder that they share replaced by ``root``."""
+    old = [Path(path) for path in paths]
+    if root is None or not old:
+        return old
+    shared = Path(os.path.commonpath([path.parent for path in old]))
+    return [Path(root) / path.relative_to(shared) for path in old]

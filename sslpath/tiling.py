@@ -1,0 +1,390 @@
+"""Slides to a table of tiles: a grid of whole tiles, at a pixel size in um, where there is tissue.
+
+Geometry. Tiles of ``tile_px`` pixels at ``mpp`` span ``tile_px * mpp / slide_mpp`` level-0 px,
+rarely a whole number. The i-th tile of a row starts at ``round(i * pitch)`` with the exact pitch,
+so rounding never adds up: every tile is within half a pixel of its place, and neighbours of a grid
+without stride overlap by less than one level-0 px. Only whole tiles are kept.
+
+Labels. A tile is
+
+- 1 (tumour) if at least half of it (``tumour_share``) lies in tumour that is not excluded;
+- 0 if it touches neither tumour nor an excluded area, and the slide was annotated exhaustively;
+- missing otherwise, and wherever the slide has no annotations at all.
+
+The region of a tile is the name of the outline that covers most of it, missing if none does; see
+:mod:`sslpath.annotations` for which names mean tumour or excluded.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sslpath.annotations import Annotations, read_annotations, share_inside
+from sslpath.errors import AnnotationError, ConfigError, SlideError, SslpathError
+from sslpath.slides import Slide
+from sslpath.table import DTYPES, make_table
+from sslpath.tissue import tissue_fraction, tissue_mask
+
+MASK_MPP = 8.0
+MASK_MAX_PX = 8192
+# A slide of 0.2525 um may be read at 0.25, but one of 0.5 um has no detail of 0.25 um to show.
+MAX_UPSAMPLING = 1.1
+
+
+class Failure(NamedTuple):
+    """A slide that gave no tiles, and why."""
+
+    slide_id: str
+    path: str
+    error: str
+
+
+def grid(
+    dimensions: tuple[int, int], *, side_px: float, pitch_px: float | None = None
+) -> NDArray[np.int64]:
+    """Top-left corners of all whole tiles of a slide, row by row.
+
+    Args:
+        dimensions: Width and height of the slide, level-0 px.
+        side_px: Side of a tile, level-0 px; need not be whole.
+        pitch_px: Step from tile to tile, level-0 px; the side if not given.
+
+    Returns:
+        Shape ``(n, 2)`` as (x, y), level-0 px.
+
+    Raises:
+        ConfigError: If side or pitch is less than one level-0 px.
+
+    Example:
+        >>> grid((25, 12), side_px=10.5).tolist()
+        [[0, 0], [11, 0]]
+    """
+    pitch = side_px if pitch_px is None else pitch_px
+    if not (side_px >= 1 and pitch >= 1):
+        raise ConfigError(
+            f"Tiles of {side_px:g} level-0 px every {pitch:g} px cannot be cut: at least 1 px each."
+        )
+    xs, ys = (_starts(length, side_px, pitch) for length in dimensions)
+    return np.stack([np.tile(xs, len(ys)), np.repeat(ys, len(xs))], axis=1)
+
+
+def _starts(length: int, side: float, pitch: float) -> NDArray[np.int64]:
+    # A side of 447.9999 or 448.0001 is meant to be 448.
+    whole = math.ceil(side - 1e-3)
+    count = max(0, math.ceil((length - whole + 1) / pitch) + 1)
+    starts = np.floor(np.arange(count) * pitch + 0.5).astype(np.int64)
+    return np.asarray(starts[starts + whole <= length])
+
+
+def tile_slide(
+    slide: Slide,
+    *,
+    mpp: float,
+    tile_px: int,
+    stride_px: int | None = None,
+    min_tissue: float = 0.5,
+    annotations: Annotations | None = None,
+    exhaustive: bool = True,
+    tumour_share: float = 0.5,
+    max_tiles: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Tile one slide.
+
+    Args:
+        slide: The slide.
+        mpp: um per pixel of the tiles.
+        tile_px: Side of a tile, pixels at ``mpp``.
+        stride_px: Step from tile to tile, pixels at ``mpp``; ``tile_px`` if not given.
+        min_tissue: Least fraction of tissue a tile needs, 0 (keep all) to 1.
+        annotations: Outlines of this slide; without them labels are missing.
+        exhaustive: Whether all tumour is outlined, so that the rest is known not to be tumour.
+        tumour_share: Least share of a tumour tile that lies in tumour.
+        max_tiles: Keep at most so many tiles, drawn at random, all equally likely.
+        seed: Of that draw; the slide's name is added, so slides do not depend on each other.
+
+    Returns:
+        A table of tiles, row by row over the slide; empty if there is no tissue.
+
+    Raises:
+        SlideError: If the slide cannot be read, or is coarser than the tiles shall be.
+        PixelSizeError: If its pixel size is unknown.
+        AnnotationError: If all outlines lie outside the slide.
+    """
+    _check_settings(min_tissue, tumour_share, max_tiles)
+    scale = mpp / slide.mpp
+    if scale * MAX_UPSAMPLING < 1:
+        raise SlideError(
+            f"The slide {slide.path} has {slide.mpp:g} um a pixel: tiles at {mpp:g} um would be "
+            f"made-up detail. Use an mpp of {slide.mpp:.3g} or more."
+        )
+    side = tile_px * scale
+    corners = grid(
+        slide.dimensions,
+        side_px=side,
+        pitch_px=None if stride_px is None else stride_px * scale,
+    )
+    tissue = _tissue(slide, corners, side)
+    keep = np.flatnonzero(tissue >= min_tissue)
+    if max_tiles is not None and len(keep) > max_tiles:
+        rng = np.random.default_rng([seed, zlib.crc32(slide.slide_id.encode())])
+        keep = np.sort(rng.choice(keep, max_tiles, replace=False))
+    corners = corners[keep]
+    label, region = _labels(slide, corners, side, annotations, exhaustive, tumour_share)
+    return make_table(
+        {
+            "slide_id": np.full(len(keep), slide.slide_id, object),
+            "x": corners[:, 0],
+            "y": corners[:, 1],
+            "size": round(side),
+            "slide_mpp": slide.mpp,
+            "tissue": tissue[keep],
+            "label": label,
+            "region": region,
+        },
+        mpp=mpp,
+        tile_px=tile_px,
+        source={
+            "kind": "slides",
+            "slides": {slide.slide_id: {"path": str(slide.path.absolute()), "mpp": slide.mpp}},
+        },
+    )
+
+
+def tile_slides(
+    slides: Iterable[Slide],
+    *,
+    mpp: float,
+    tile_px: int,
+    stride_px: int | None = None,
+    min_tissue: float = 0.5,
+    annotations_dir: str | Path | None = None,
+    not_exhaustive: Collection[str] = (),
+    no_tumour: Collection[str] = (),
+    tumour_share: float = 0.5,
+    max_tiles: int | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    on_error: Literal["record", "raise"] = "record",
+    progress: bool = True,
+) -> tuple[pd.DataFrame, list[Failure]]:
+    """Tile many slides into one table; a broken slide does not stop the others.
+
+    Args:
+        slides: The slides.
+        mpp: See :func:`tile_slide`, as for all that is not listed here.
+        tile_px: Likewise.
+        stride_px: Likewise.
+        min_tissue: Likewise.
+        annotations_dir: Folder with an ``.xml`` or ``.geojson`` file named like each annotated
+            slide. Labels of slides without a file are missing.
+        not_exhaustive: Ids of slides where what is not outlined is unknown, not normal.
+        no_tumour: Ids of slides known to hold no tumour: without a file, their labels are 0.
+        tumour_share: Likewise.
+        max_tiles: Likewise, for each slide.
+        seed: Likewise.
+        workers: Processes; 1 works in this one.
+        on_error: ``"raise"`` stops at the first broken slide.
+        progress: Show a bar.
+
+    Returns:
+        The table of tiles, in the order of ``slides``; and the slides that gave no tiles.
+
+    Raises:
+        ConfigError: If two slides have the same id, or settings are out of range.
+        SslpathError: The first error of a slide, with ``on_error="raise"``.
+    """
+    slides = list(slides)
+    _check_ids(slides)
+    if annotations_dir is not None and not Path(annotations_dir).is_dir():
+        raise ConfigError(f"The folder of annotations {annotations_dir} does not exist.")
+    _check_settings(min_tissue, tumour_share, max_tiles)
+    job = partial(
+        _tile_one,
+        mpp=mpp,
+        tile_px=tile_px,
+        stride_px=stride_px,
+        min_tissue=min_tissue,
+        annotations_dir=None if annotations_dir is None else Path(annotations_dir),
+        not_exhaustive=frozenset(not_exhaustive),
+        no_tumour=frozenset(no_tumour),
+        tumour_share=tumour_share,
+        max_tiles=max_tiles,
+        seed=seed,
+    )
+    tables: dict[int, pd.DataFrame] = {}
+    failures: dict[int, Failure] = {}
+    with tqdm(total=len(slides), desc="tiling", unit="slide", disable=not progress) as bar:
+        for i, result in _run(job, slides, workers):
+            bar.update()
+            if isinstance(result, pd.DataFrame):
+                tables[i] = result
+                continue
+            if on_error == "raise":
+                raise result
+            failures[i] = Failure(slides[i].slide_id, str(slides[i].path), str(result))
+    return _join([tables[i] for i in sorted(tables)], mpp, tile_px), [
+        failures[i] for i in sorted(failures)
+    ]
+
+
+def _check_settings(min_tissue: float, tumour_share: float, max_tiles: int | None) -> None:
+    if not 0 <= min_tissue <= 1:
+        raise ConfigError(f"min_tissue is a fraction from 0 to 1, not {min_tissue:g}.")
+    if not 0 < tumour_share <= 1:
+        raise ConfigError(f"tumour_share is a fraction above 0 up to 1, not {tumour_share:g}.")
+    if max_tiles is not None and max_tiles < 1:
+        raise ConfigError(f"max_tiles is at least 1, not {max_tiles}.")
+
+
+def _check_ids(slides: list[Slide]) -> None:
+    paths: dict[str, Path] = {}
+    for slide in slides:
+        other = paths.setdefault(slide.slide_id, slide.path)
+        if other != slide.path:
+            raise ConfigError(
+                f"Two slides have the id {slide.slide_id!r}, the file's stem: {other} and "
+                f"{slide.path}. Rename one."
+            )
+    if len(paths) < len(slides):
+        raise ConfigError("A slide is listed twice. List each once.")
+
+
+def _tile_one(
+    slide: Slide,
+    *,
+    annotations_dir: Path | None,
+    not_exhaustive: frozenset[str],
+    no_tumour: frozenset[str],
+    **settings: Any,
+) -> pd.DataFrame | SslpathError:
+    """The table of a slide, or the error that it gave."""
+    try:
+        annotations = None
+        if annotations_dir is not None and (file := _annotation_file(annotations_dir, slide)):
+            annotations = read_annotations(file)
+        elif slide.slide_id in no_tumour:
+            annotations = Annotations()
+        tiles = tile_slide(
+            slide,
+            annotations=annotations,
+            exhaustive=slide.slide_id not in not_exhaustive,
+            **settings,
+        )
+    except SslpathError as error:
+        return error
+    if tiles.empty:
+        return SlideError(
+            f"No tile of {slide.path} holds enough tissue (min_tissue {settings['min_tissue']:g}): "
+            "an empty slide, a stain that is not H&E, or tiles wider than the slide."
+        )
+    return tiles
+
+
+def _annotation_file(folder: Path, slide: Slide) -> Path | None:
+    """The annotations of a slide; capitals do not matter, as copies of Camelyon differ in them."""
+    names = {f"{slide.slide_id}{ending}".lower() for ending in (".xml", ".geojson")}
+    found = sorted(path for path in folder.iterdir() if path.name.lower() in names)
+    if len(found) > 1:
+        raise AnnotationError(
+            f"Slide {slide.slide_id} has several annotations: {', '.join(map(str, found))}. "
+            "Keep one."
+        )
+    return found[0] if found else None
+
+
+def _run(
+    job: Callable[[Slide], pd.DataFrame | SslpathError], slides: list[Slide], workers: int
+) -> Iterator[tuple[int, pd.DataFrame | SslpathError]]:
+    """Results by position in ``slides``, in the order in which they are ready."""
+    if workers <= 1 or len(slides) <= 1:
+        for i, slide in enumerate(slides):
+            yield i, job(slide)
+        return
+    left = dict(enumerate(slides))
+    pool = ProcessPoolExecutor(min(workers, len(slides)))
+    try:
+        futures = {pool.submit(job, slide): i for i, slide in left.items()}
+        for future in as_completed(futures):
+            with suppress(BrokenProcessPool):
+                result = future.result()
+                del left[futures[future]]
+                yield futures[future], result
+    finally:
+        pool.shutdown(cancel_futures=True)
+    # A damaged file can crash its process, which takes the pool along. What is left then goes one
+    # by one, each in a process of its own, to find the culprit and to finish the others.
+    for i, slide in left.items():
+        with ProcessPoolExecutor(1) as single:
+            try:
+                yield i, single.submit(job, slide).result()
+            except BrokenProcessPool:
+                yield i, SlideError(f"Reading {slide.path} crashed the process: a damaged file?")
+
+
+def _tissue(slide: Slide, corners: NDArray[np.int64], side: float) -> NDArray[np.float32]:
+    """Fraction of tissue of each tile."""
+    mpp = min(MASK_MPP, side * slide.mpp / 8)
+    mpp = max(mpp, slide.mpp * max(slide.dimensions) / MASK_MAX_PX)
+    thumbnail, mpp = slide.thumbnail(mpp=mpp)
+    scale = slide.mpp / mpp
+    x, y = (corners * scale).T
+    return tissue_fraction(tissue_mask(thumbnail, mpp), x, y, side * scale)
+
+
+def _labels(
+    slide: Slide,
+    corners: NDArray[np.int64],
+    side: float,
+    annotations: Annotations | None,
+    exhaustive: bool,
+    tumour_share: float,
+) -> tuple[pd.Series, pd.Series]:
+    """Label and region of each tile, as the module's docstring has it."""
+    label = pd.Series(pd.NA, range(len(corners)), "Int8")
+    region = pd.Series(pd.NA, range(len(corners)), "str")
+    if annotations is None:
+        return label, region
+    whole = shapely.box(0, 0, *slide.dimensions)
+    areas = annotations.regions.values()
+    if areas and not any(shapely.intersects(area, whole) for area in areas):
+        raise AnnotationError(
+            f"All outlines of {annotations.path} lie outside the slide {slide.path}. They belong "
+            "to another slide, or are not in level-0 px."
+        )
+    x, y = corners.T
+    boxes = shapely.box(x, y, x + side, y + side)
+    tumour = share_inside(annotations.tumour, boxes)
+    if exhaustive:
+        label[(tumour == 0) & (share_inside(annotations.excluded, boxes) == 0)] = 0
+    # Overlays are exact but for rounding: half a tile may come out as 0.49999999.
+    label[tumour >= tumour_share - 1e-9] = 1
+    most = np.zeros(len(corners))
+    for name, area in annotations.kinds.items():
+        share = share_inside(area, boxes)
+        region[share > most] = name
+        most = np.maximum(most, share)
+    return label, region
+
+
+def _join(tables: list[pd.DataFrame], mpp: float, tile_px: int) -> pd.DataFrame:
+    """One table of many; metadata too, which pandas would drop."""
+    slides = {key: where for t in tables for key, where in t.attrs["source"]["slides"].items()}
+    columns: dict[str, Any] = {
+        name: pd.concat([t[name] for t in tables], ignore_index=True) if tables else []
+        for name in DTYPES
+    }
+    source = {"kind": "slides", "slides": slides}
+    return make_table(columns, mpp=mpp, tile_px=tile_px, source=source)
