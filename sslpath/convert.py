@@ -1,0 +1,105 @@
+"""Images that OpenSlide refuses, such as JPEG, PNG and OME-TIFF, to slides that it opens.
+
+The slide is a tiled pyramidal TIFF with JPEG tiles and its pixel size in the resolution tags.
+libvips streams the image, so it need not fit in memory.
+
+But: one plane of colour only. Fluorescence, 16 bits and stacks are refused rather than mangled.
+"""
+
+from pathlib import Path
+
+import pyvips
+
+from sslpath.errors import ConfigError, SlideError
+from sslpath.files import atomic_path
+from sslpath.slides import Slide, check_mpp
+
+
+def convert(
+    source_image: str | Path,
+    target_tif: str | Path,
+    mpp: float,
+    *,
+    quality: int = 90,
+    tile: int = 256,
+) -> Slide:
+    """Write an image as a slide.
+
+    Args:
+        source_image: Any 8-bit colour image that libvips reads.
+        target_tif: File to write; must end in ``.tif`` or ``.tiff``.
+        mpp: um per pixel of the image. Files rarely say it rightly, so it has to be given.
+        quality: Of the JPEG tiles, 1 to 100.
+        tile: Side of a JPEG tile, a multiple of 16.
+
+    Returns:
+        The new slide.
+
+    Raises:
+        SlideError: If the image cannot be read to its end, or is not an 8-bit colour image.
+        PixelSizeError: If ``mpp`` is not plausible.
+        ConfigError: If another argument is out of range.
+    """
+    source, target = Path(source_image), Path(target_tif)
+    check_mpp(mpp, f"{source}")
+    _check_settings(source, target, quality, tile)
+    try:
+        image = _as_rgb(source)
+        with atomic_path(target) as temporary:
+            image.tiffsave(
+                str(temporary),
+                tile=True,
+                tile_width=tile,
+                tile_height=tile,
+                pyramid=True,
+                compression="jpeg",
+                Q=quality,
+                bigtiff=image.width * image.height * 3 > 1 << 31,
+                resunit="cm",
+                xres=1000 / mpp,  # libvips counts in pixels per mm whatever the unit written
+                yres=1000 / mpp,
+                keep="icc",
+            )
+    except pyvips.Error as error:
+        reason = " ".join(str(error).split())
+        raise SlideError(
+            f"Cannot convert {source}: {reason}. If the image is damaged, copy it again."
+        ) from error
+    return Slide(target)
+
+
+def _check_settings(source: Path, target: Path, quality: int, tile: int) -> None:
+    if not source.is_file():
+        raise SlideError(f"No image at {source}. Check the path.")
+    if target.suffix.lower() not in (".tif", ".tiff"):
+        raise ConfigError(f"The slide is a TIFF; let its name end in .tif, not as {target} does.")
+    if target.exists() and target.samefile(source):
+        raise ConfigError(f"{target} is the image itself. Choose another name for the slide.")
+    if not 1 <= quality <= 100:
+        raise ConfigError(f"JPEG quality is 1 to 100, not {quality}.")
+    if tile < 16 or tile % 16:
+        raise ConfigError(f"TIFF wants tiles of a multiple of 16 px, not {tile}.")
+
+
+def _as_rgb(source: Path) -> pyvips.Image:
+    """The image as upright 8-bit RGB without alpha, still to be read."""
+    image = pyvips.Image.new_from_file(str(source), access="sequential", fail_on="truncated")
+    turned = image.get("orientation") if image.get_typeof("orientation") else 1
+    if turned != 1:  # turning needs all pixels at once
+        image = pyvips.Image.new_from_file(str(source), fail_on="truncated").autorot()
+    pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
+    if image.format != "uchar" or image.bands not in (1, 2, 3, 4):
+        raise SlideError(
+            f"{source} has {image.bands} channels of type {image.format}; a slide needs 8-bit "
+            "colour. Export it as an RGB image first."
+        )
+    if pages > 1 and image.bands == 1:
+        raise SlideError(
+            f"{source} is a stack of {pages} single-channel planes, as fluorescence is. Export the "
+            "bright-field image as RGB first."
+        )
+    if image.hasalpha():
+        image = image.flatten(background=255)
+    return (
+        image if image.bands == 3 and image.interpretation == "srgb" else image.colourspace("srgb")
+    )
