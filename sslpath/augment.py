@@ -1,0 +1,143 @@
+"""Augmentation of tiles: flips, right-angle turns, colour jitter, stain jitter.
+
+Each tile of a batch gets its own draw. Turns are by right angles only: tissue has no up or down,
+and no pixel is interpolated or padded. Stain jitter acts in optical density, where the amounts of
+haematoxylin and eosin add up (Beer-Lambert law), in the fixed basis of Ruifrok and Johnston 2001;
+it imitates other staining protocols without estimating the stains of a tile.
+What this module does not do: crops, blur, elastic deformation, stain estimation.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Optical densities of haematoxylin, eosin and DAB (rows) in red, green and blue (columns);
+# A. C. Ruifrok and D. A. Johnston, Quantification of histochemical staining, 2001.
+HED = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How strongly to augment; 0 or False switches a part off.
+
+    The paper is reported, second hand, to use colour jitter, flips and rotation.
+
+    Attributes:
+        flip: Mirror half of the tiles.
+        rotate: Turn by 0, 90, 180 or 270 degrees.
+        brightness: Colours are scaled by a factor in ``1 -+ brightness``.
+        contrast: The same for the difference from the tile's mean grey.
+        saturation: The same for the difference from each pixel's grey.
+        stain: Amounts of the stains are scaled by factors in ``1 -+ stain``.
+        stain_shift: Amounts of the stains are shifted by up to this (optical density), less so the
+            lighter a pixel is: white stays white.
+    """
+
+    flip: bool = True
+    rotate: bool = True
+    brightness: float = 0.1
+    contrast: float = 0.1
+    saturation: float = 0.1
+    stain: float = 0.2
+    stain_shift: float = 0.05
+
+
+NONE = Augmentation(False, False, 0, 0, 0, 0, 0)
+
+
+def augment(
+    images: Tensor, generator: torch.Generator, settings: Augmentation | None = None
+) -> Tensor:
+    """Augment a batch of tiles.
+
+    Args:
+        images: uint8, shape ``(b, 3, h, w)``, RGB; square if ``settings.rotate``.
+        generator: Source of randomness, on the CPU whatever the device of ``images``.
+        settings: Strengths; by default those of :class:`Augmentation`.
+
+    Returns:
+        float32 in 0..1, same shape and device.
+
+    Example:
+        >>> images = torch.full((2, 3, 8, 8), 255, dtype=torch.uint8)
+        >>> augment(images, torch.Generator().manual_seed(0), Augmentation(brightness=0)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    settings = settings or Augmentation()
+    images = turn(images, generator, flip=settings.flip, rotate=settings.rotate)
+    floats = images.float() / 255
+    if settings.stain or settings.stain_shift:
+        floats = stain_jitter(floats, generator, settings.stain, settings.stain_shift)
+    if settings.brightness or settings.contrast or settings.saturation:
+        floats = colour_jitter(
+            floats, generator, settings.brightness, settings.contrast, settings.saturation
+        )
+    return floats
+
+
+def turn(images: Tensor, generator: torch.Generator, *, flip: bool, rotate: bool) -> Tensor:
+    """Mirror and turn each tile at random: a permutation of its pixels, shape ``(b, 3, h, w)``."""
+    turns = torch.randint(4, (len(images),), generator=generator) * rotate
+    mirrored = torch.randint(2, (len(images),), generator=generator) * flip
+    code = (turns + 4 * mirrored).to(images.device)
+    result = images.clone()
+    for k in range(1, 8):
+        chosen = code == k
+        if chosen.any():
+            part = images[chosen]
+            part = part.flip(-1) if k >= 4 else part
+            result[chosen] = torch.rot90(part, k % 4, dims=(-2, -1))
+    return result
+
+
+def stain_jitter(
+    images: Tensor, generator: torch.Generator, strength: float, shift: float
+) -> Tensor:
+    """Change the amounts of the stains in each tile.
+
+    Args:
+        images: Float in 0..1, shape ``(b, 3, h, w)``.
+        generator: Source of randomness.
+        strength: Amounts are scaled by factors in ``1 -+ strength``, one a tile and stain.
+        shift: Amounts are shifted by up to this, weighted by each pixel's darkness.
+    """
+    basis = F.normalize(torch.tensor(HED, device=images.device), dim=1)
+    scale = 1 + _symmetric(images, generator, strength, 3)
+    offset = _symmetric(images, generator, shift, 3)
+    density = -torch.log10(images.clamp(min=1 / 255))
+    amounts = torch.einsum("bchw,cs->bshw", density, torch.linalg.inv(basis))
+    darkness = 1 - images.mean(dim=1, keepdim=True)
+    amounts = amounts * scale + offset * darkness
+    density = torch.einsum("bshw,sc->bchw", amounts, basis)
+    return (10**-density).clamp(0, 1)
+
+
+def colour_jitter(
+    images: Tensor,
+    generator: torch.Generator,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+) -> Tensor:
+    """Change brightness, contrast and saturation of each tile; floats in 0..1 in and out."""
+    images = images * (1 + _symmetric(images, generator, brightness, 1))
+    mean = _grey(images).mean(dim=(-2, -1), keepdim=True)
+    images = mean + (images - mean) * (1 + _symmetric(images, generator, contrast, 1))
+    grey = _grey(images)
+    images = grey + (images - grey) * (1 + _symmetric(images, generator, saturation, 1))
+    return images.clamp(0, 1)
+
+
+def _symmetric(images: Tensor, generator: torch.Generator, limit: float, count: int) -> Tensor:
+    """Uniform draws in ``-+limit``, shape ``(b, count, 1, 1)``, on the device of ``images``."""
+    draw = torch.rand((len(images), count, 1, 1), generator=generator)
+    return ((2 * draw - 1) * limit).to(images.device)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Luma of each pixel, shape ``(b, 1, h, w)``."""
+    weights = torch.tensor(LUMA, device=images.device)
+    return torch.einsum("bchw,c->bhw", images, weights)[:, None]

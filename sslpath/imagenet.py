@@ -1,0 +1,343 @@
+"""ImageNet encoders: the baseline, the frozen trunk, and the start of fine-tuning.
+
+A torchvision network with its classifier removed turns a tile into pooled features. Its weights
+come from torchvision (downloaded once, checked against the hash in their name) or from a local
+file. Where features come from is part of their meaning: an encoder carries a provenance that
+travels with what it computed, so features of one encoder are never fed to a head trained on another's.
+What this module does not do: pathology foundation models, and any file that needs pickle's code.
+"""
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision.models
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sslpath.errors import ConfigError, WeightsError
+from sslpath.files import sha256
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VERSION = "IMAGENET1K_V1"
+# Architecture: length of its pooled features, and whether it has depthwise convolutions, which
+# lower precision does not speed up on a CPU.
+ARCHS = {
+    "resnet18": (512, False),
+    "resnet34": (512, False),
+    "resnet50": (2048, False),
+    "mobilenet_v2": (1280, True),
+    "mobilenet_v3_large": (960, True),
+    "efficientnet_b0": (1280, True),
+}
+# What must agree between the features a head was trained on and those it is given.
+IDENTITY = ("arch", "sha256", "input_px")
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def feature_dim(arch: str) -> int:
+    """Length of the pooled features of an architecture.
+
+    Raises:
+        ConfigError: If the architecture is not in ``ARCHS``.
+
+    Example:
+        >>> feature_dim("resnet50")
+        2048
+    """
+    if arch not in ARCHS:
+        raise ConfigError(f"Unknown architecture {arch!r}; choose one of {', '.join(ARCHS)}.")
+    return ARCHS[arch][0]
+
+
+def make_trunk(arch: str) -> nn.Module:
+    """A torchvision network without its classifier, ``(b, 3, h, w)`` to ``(b, feature_dim)``.
+
+    Its weights are random, drawn from PyTorch's global generator.
+    """
+    feature_dim(arch)
+    network: nn.Module = torchvision.models.get_model(arch, weights=None)
+    setattr(network, _classifier(arch), nn.Identity())
+    return network
+
+
+def _classifier(arch: str) -> str:
+    return "fc" if arch.startswith("resnet") else "classifier"
+
+
+def resolve_precision(
+    precision: Precision, arch: str, device: torch.device | str = "cpu"
+) -> torch.dtype:
+    """The number type in which to run a trunk.
+
+    ``auto`` means bfloat16 where that is known to be faster: on GPUs that have it, and on CPUs with
+    the instructions for it unless the architecture has depthwise convolutions. Else float32.
+    """
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    if torch.device(device).type == "cuda":
+        fast = torch.cuda.get_device_capability(device)[0] >= 8
+    else:
+        fast = _cpu_has_bfloat16()
+    return torch.bfloat16 if fast and not ARCHS[arch][1] else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; PyTorch has no public way to ask."""
+    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(ask and ask())
+
+
+def prepare(images: Tensor, input_px: int) -> Tensor:
+    """Resize tiles (floats in 0..1) to ``input_px`` and normalise them as ImageNet was.
+
+    Both directions are antialiased bilinear; tiles of the right size are not resampled.
+    """
+    if images.shape[-2:] != (input_px, input_px):
+        images = F.interpolate(
+            images, (input_px, input_px), mode="bilinear", align_corners=False, antialias=True
+        )
+    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(STD, device=images.device)[:, None, None]
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen network that turns tiles into features.
+
+    Attributes:
+        trunk: The network, in evaluation mode.
+        provenance: ``arch``, ``weights`` (a name), ``sha256`` of the weights, ``input_px``,
+            ``precision``.
+    """
+
+    trunk: nn.Module
+    provenance: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Architecture and weights, for tables."""
+        return f"{self.provenance['arch']} ({self.provenance['weights']})"
+
+    @property
+    def arch(self) -> str:
+        """The architecture."""
+        return str(self.provenance["arch"])
+
+    @property
+    def input_px(self) -> int:
+        """The side to which tiles are resized."""
+        return int(self.provenance["input_px"])
+
+    @property
+    def dim(self) -> int:
+        """Length of the features."""
+        return feature_dim(self.arch)
+
+    def to(self, device: str | torch.device) -> "Encoder":
+        """Move the network to a device."""
+        self.trunk.to(device)
+        return self
+
+    def encode(self, tiles: NDArray[np.uint8], batch: int = 32) -> NDArray[np.float32]:
+        """Compute the features of tiles.
+
+        Args:
+            tiles: uint8, shape ``(n, h, w, 3)``, RGB.
+            batch: Tiles at a time; small batches stay in a CPU's cache.
+
+        Returns:
+            Shape ``(n, dim)``.
+        """
+        dtype = getattr(torch, self.provenance["precision"])
+        result = np.empty((len(tiles), self.dim), np.float32)
+        for start in range(0, len(tiles), batch):
+            part = tiles[start : start + batch]
+            result[start : start + batch] = run_trunk(self.trunk, part, self.input_px, dtype)
+        return result
+
+
+def run_trunk(
+    network: nn.Module, tiles: NDArray[np.uint8], input_px: int, dtype: torch.dtype
+) -> NDArray[np.float32]:
+    """Run a network in evaluation on tiles, uint8 ``(b, h, w, 3)``; returns ``(b, d)``."""
+    if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
+        raise ConfigError(f"Tiles must be uint8 (n, h, w, 3), not {tiles.dtype} {tiles.shape}.")
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        images = torch.from_numpy(np.ascontiguousarray(tiles)).to(device)
+        images = prepare(images.permute(0, 3, 1, 2).float() / 255, input_px)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            features = network(images)
+        return np.asarray(features.float().cpu().numpy())
+
+
+def load_imagenet(
+    arch: str = "resnet50",
+    weights: str | Path | None = None,
+    input_px: int = 224,
+    *,
+    precision: Precision = "auto",
+    url: str | None = None,
+    progress: bool = True,
+) -> Encoder:
+    """Load an encoder trained on ImageNet.
+
+    Args:
+        arch: One of ``ARCHS``.
+        weights: A local file, safetensors or a PyTorch state dict; None downloads torchvision's.
+        input_px: Side to which tiles are resized before the network.
+        precision: Number type; see :func:`resolve_precision`.
+        url: Another address of torchvision's file, such as a mirror inside a hospital; its name
+            must end in ``-<first digits of its SHA-256>.pth`` as torchvision's do.
+        progress: Whether to draw a bar while downloading.
+
+    Raises:
+        WeightsError: If the weights cannot be downloaded or read, are damaged, or belong to
+            another architecture.
+        ConfigError: If the architecture is unknown.
+    """
+    trunk = make_trunk(arch)
+    if weights is None:
+        path = download_weights(arch, url, progress=progress)
+        name = f"torchvision {VERSION}"
+    else:
+        path = Path(weights)
+        name = path.name
+    _fill(trunk, arch, read_state(path), path)
+    return _encoder(trunk, arch, name, sha256(path), input_px, precision)
+
+
+def random_encoder(
+    arch: str = "resnet50", seed: int = 0, input_px: int = 224, *, precision: Precision = "auto"
+) -> Encoder:
+    """An encoder with random weights: a baseline that shows what the architecture alone gives.
+
+    The global random state of PyTorch is left as it was.
+
+    Example:
+        >>> encoder = random_encoder("resnet18", seed=0, input_px=32)
+        >>> encoder.encode(np.zeros((2, 50, 50, 3), np.uint8)).shape
+        (2, 512)
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trunk = make_trunk(arch)
+    digest = hashlib.sha256()
+    for tensor in trunk.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return _encoder(trunk, arch, f"random, seed {seed}", digest.hexdigest(), input_px, precision)
+
+
+def _encoder(
+    trunk: nn.Module, arch: str, name: str, checksum: str, input_px: int, precision: Precision
+) -> Encoder:
+    trunk.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    dtype = str(resolve_precision(precision, arch)).removeprefix("torch.")
+    provenance = {
+        "arch": arch,
+        "weights": name,
+        "sha256": checksum,
+        "input_px": input_px,
+        "precision": dtype,
+    }
+    return Encoder(trunk, provenance)
+
+
+def download_weights(arch: str, url: str | None = None, *, progress: bool = True) -> Path:
+    """Fetch torchvision's ImageNet weights into PyTorch's cache, once, and check their hash.
+
+    Raises:
+        WeightsError: If there is no connection or the hash differs.
+    """
+    feature_dim(arch)
+    url = url or torchvision.models.get_model_weights(arch)[VERSION].url
+    name = Path(urlparse(url).path).name
+    prefix = name.removesuffix(".pth").rpartition("-")[2]
+    if len(prefix) < 8 or not set(prefix) <= set("0123456789abcdef"):
+        raise WeightsError(f"{url} does not end in -<SHA-256>.pth, so nothing vouches for it.")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    remedy = (
+        f"Pass a local file: `--imagenet-weights FILE --arch {arch}` (in Python "
+        f"`load_imagenet({arch!r}, weights=FILE)`), a safetensors file or state dict of "
+        f"torchvision's {arch}, for instance {url} fetched on another machine."
+    )
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), prefix, progress=progress)
+        except (URLError, OSError) as error:
+            raise WeightsError(f"Cannot download {url}: {error}. {remedy}") from error
+        except RuntimeError as error:
+            raise WeightsError(f"{url} is not what its name promises: {error}. {remedy}") from error
+    if not sha256(path).startswith(prefix):
+        raise WeightsError(
+            f"{path} is damaged: its SHA-256 does not start with {prefix}. Delete it."
+        )
+    return path
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict, never running code from the file.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, or holds anything but tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"No weights at {path}. Pass a file that exists.") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"Cannot read {path} as weights: {reason} "
+            "Pass safetensors, or a PyTorch state dict that holds tensors only."
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"{path} holds no state dict. Save `model.state_dict()` instead.")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def _fill(trunk: nn.Module, arch: str, state: dict[str, Tensor], path: Path) -> None:
+    """Load ``state`` into ``trunk``, its classifier dropped."""
+    kept = {k: v for k, v in state.items() if not k.startswith(_classifier(arch) + ".")}
+    try:
+        trunk.load_state_dict(kept)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"{path} does not hold weights of {arch}: {reason} ... Name the right architecture."
+        ) from error
+    broken = [k for k, v in kept.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise WeightsError(f"{path} holds values that are not finite, in {broken[0]}.")
+
+
+def check_provenance(expected: dict[str, Any], found: dict[str, Any], what: str) -> None:
+    """Refuse features of another encoder than the one a head was trained on.
+
+    Precision may differ: it changes features by rounding only.
+
+    Raises:
+        WeightsError: If architecture, weights or input size differ.
+    """
+    wrong = [key for key in IDENTITY if expected.get(key) != found.get(key)]
+    if wrong:
+        pairs = "; ".join(f"{k}: {found.get(k)!r}, not {expected.get(k)!r}" for k in wrong)
+        raise WeightsError(
+            f"{what} was trained on the features of another encoder ({pairs}). "
+            "Compute the features with the encoder it was trained on."
+        )
