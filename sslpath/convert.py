@@ -12,6 +12,7 @@ import pyvips
 
 from sslpath.errors import ConfigError, SlideError
 from sslpath.files import atomic_path
+from sslpath.jpeg_colours import is_ycbcr_as_rgb
 from sslpath.slides import Slide, check_mpp
 
 
@@ -98,8 +99,15 @@ def _as_rgb(source: Path) -> pyvips.Image:
             f"{source} is a stack of {pages} single-channel planes, as fluorescence is. Export the "
             "bright-field image as RGB first."
         )
+    if is_ycbcr_as_rgb(source):
+        image = _from_ycbcr(image)
     if image.hasalpha():
         image = image.flatten(background=255)
-    return (
-        image if image.bands == 3 and image.interpretation == "srgb" else image.colourspace("srgb")
-    )
+    return image if image.interpretation == "srgb" else image.colourspace("srgb")
+
+
+def _from_ycbcr(image: pyvips.Image) -> pyvips.Image:
+    """Luma and chroma, as in JPEG (ITU-T T.871), to RGB."""
+    matrix = pyvips.Image.new_from_array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])
+    rgb = image.linear([1, 1, 1], [0, -128, -128]).recomb(matrix).rint()
+    return rgb.cast("uchar").copy(interpretation="srgb")

@@ -4,16 +4,13 @@ Every OpenSlide handle has a tile cache of its own unless told otherwise, neithe
 survives a fork, and is of no more use after its first error. All of that is dealt with here, so
 that :mod:`sslpath.slides` can treat a slide as a mere path.
 
-One fault of files is mended too. Some DICOM writers store ordinary JPEG, luma and chroma, but
-declare RGB; OpenSlide believes the declaration, and glass turns salmon red. Where the JPEG data
-itself gives the declaration the lie, the colours are converted here.
+One fault of files is mended too: colours that are declared RGB, but are luma and chroma; see
+:mod:`sslpath.jpeg_colours`.
 """
 
-import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -22,6 +19,7 @@ import openslide
 from PIL import Image
 
 from sslpath.errors import SlideError, TileReadError
+from sslpath.jpeg_colours import is_ycbcr_as_rgb
 
 MAX_HANDLES = 8
 CACHE_BYTES = 64 << 20
@@ -122,43 +120,13 @@ def _open_anew(path: Path, cache: openslide.OpenSlideCache) -> OpenSlideFile:
                 properties.get(openslide.PROPERTY_NAME_MPP_Y),
             ),
             "#" + properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF"),
-            _is_ycbcr_as_rgb(path, properties),
+            is_ycbcr_as_rgb(path),
         )
     except openslide.OpenSlideError as error:
         _damaged(path, error)
     if not slide.level_dimensions or min(min(size) for size in slide.level_dimensions) < 1:
         _damaged(path, "a level has no pixels")
     return slide
-
-
-def _is_ycbcr_as_rgb(path: Path, properties: Mapping[str, str]) -> bool:
-    """Whether a DICOM file declares RGB, but its first frame is JPEG with luma and chroma.
-
-    JFIF, the header of such a frame, knows no RGB, and subsampled second and third channels make
-    sense for chroma only. Both are asked for, lest true RGB be converted.
-    """
-    declared = (
-        properties.get("dicom.PhotometricInterpretation"),
-        properties.get("dicom.TransferSyntaxUID"),
-    )
-    if declared != ("RGB", "1.2.840.10008.1.2.4.50"):
-        return False
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        # PixelData of undefined length, then items: a table of offsets, and the first frame.
-        table = data.find(b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff") + 12
-        frame = table + 8 + int.from_bytes(data[table + 4 : table + 8], "little") + 8
-        if (
-            data[frame : frame + 4] != b"\xff\xd8\xff\xe0"
-            or data[frame + 6 : frame + 10] != b"JFIF"
-        ):
-            return False
-        at = frame + 2
-        while data[at : at + 1] == b"\xff":  # from segment to segment, up to the frame header
-            if data[at + 1] in (0xC0, 0xC1, 0xC2):
-                sampling = [data[at + 11 + 3 * channel] for channel in range(3)]
-                return sampling[0] > sampling[1] == sampling[2]
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
 
 
 def _damaged(path: Path, error: object) -> NoReturn:
