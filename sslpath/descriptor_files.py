@@ -48,7 +48,9 @@ def descriptor_path(folder: str | Path, slide_id: str) -> Path:
     """
     if not slide_id:
         raise DescriptorError("A tile has an empty slide_id; give every slide a name.")
-    name = re.sub(r'^\.|[\x00-\x1f\x7f<>:"/\\|?*%]', lambda c: f"%{ord(c[0]):02X}", slide_id)
+    name = re.sub(
+        r'^\.|[\x00-\x1f\x7f<>:"/\\|?*%\ud800-\udfff]', lambda c: f"%{ord(c[0]):02X}", slide_id
+    )
     return Path(folder) / f"{name}.h5"
 
 
@@ -85,12 +87,12 @@ def write_descriptors(
     check(features, coords, f"the descriptors of {slide_id!r}", "the encoder's output")
     rows = max(1, min(len(features), CHUNK_BYTES // max(1, features.shape[1] * 4)))
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["slide_id"] = slide_id
+        file.attrs["slide_id"] = path.stem  # the name, but for characters HDF5 refuses too
         file.attrs["provenance"] = canonical(attrs or {})
         for name, data in (("features", features), ("coords", np.asarray(coords, np.int64))):
             width = data.shape[1]
             file.create_dataset(name, data=data, chunks=(rows, width), maxshape=(None, width))
-        file["coords"].attrs.update({"name": slide_id, **(coords_attrs or {})})
+        file["coords"].attrs.update({"name": path.stem, **(coords_attrs or {})})
     return path
 
 
@@ -106,7 +108,8 @@ def load_slide(path: str | Path) -> SlideDescriptors:
                 if not isinstance(file.get(name), h5py.Dataset):
                     raise DescriptorError(
                         f"{path} has no dataset `{name}`; it holds {sorted(file)}. "
-                        "A file of descriptors has `features` (n, d) and `coords` (n, 2)."
+                        "Descriptors are `features` (n, d) and `coords` (n, 2), one file a slide: "
+                        "make them with `sslpath embed`, CLAM or TRIDENT."
                     )
             features, coords = file["features"][()], file["coords"][()]
             attrs = {**file["coords"].attrs, **file["features"].attrs, **file.attrs}

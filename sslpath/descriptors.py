@@ -13,9 +13,10 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -35,9 +36,7 @@ from sslpath.descriptor_files import (
     write_failures,
 )
 from sslpath.errors import DescriptorError, SlideError, TileReadError
-
-if TYPE_CHECKING:
-    from sslpath.sources import TileSource
+from sslpath.sources import TileSource
 
 __all__ = [
     "SlideDescriptors",
@@ -150,8 +149,8 @@ def _positions(have: NDArray[np.int64], want: NDArray[np.int64], path: Path) -> 
 
 def _fits(slide: SlideDescriptors, slide_id: str, tiles: pd.DataFrame, path: Path) -> None:
     """Refuse a file of another slide (file systems that ignore case) or of other tiles."""
-    owner = slide.attrs.get("slide_id", slide_id)
-    if owner != slide_id:
+    owner = slide.attrs.get("slide_id", path.stem)
+    if owner != path.stem:
         raise DescriptorError(
             f"{path} holds the slide {owner!r}, not {slide_id!r}; give them names that differ "
             "in more than case."
@@ -178,7 +177,7 @@ class _Batch:
 def compute(
     tiles: pd.DataFrame,
     encode: Encode,
-    source: "TileSource",
+    source: TileSource,
     folder: str | Path,
     *,
     attrs: Mapping[str, Any],
@@ -218,7 +217,7 @@ def compute(
         rows = tiles.iloc[where].drop_duplicates(["x", "y"])
         wanted = rows[["x", "y"]].to_numpy(np.int64)
         path = descriptor_path(folder, slide_id)
-        have = _reusable(path, slide_id, canonical(made_by))
+        have = _reusable(path, canonical(made_by))
         if have is not None:
             at = _positions(have.coords, wanted, path)
             if (at >= 0).all() and len(have.coords) == len(wanted):
@@ -239,7 +238,9 @@ def compute(
     earlier = len(failed)
     parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
     with tqdm(
-        total=sum(len(rows) for _, rows, _ in jobs), unit="tile", disable=not progress
+        total=sum(len(rows) for _, rows, _ in jobs),
+        unit="tile",
+        disable=not progress or not jobs,
     ) as bar:
         for read, last in _read_ahead(jobs, source, workers):
             if len(read.images):
@@ -256,7 +257,7 @@ def compute(
     return failure_table(failed[earlier:])
 
 
-def _reusable(path: Path, slide_id: str, provenance: str) -> SlideDescriptors | None:
+def _reusable(path: Path, provenance: str) -> SlideDescriptors | None:
     """The file's content if it is whole and was made the same way."""
     if not path.exists():
         return None
@@ -264,12 +265,12 @@ def _reusable(path: Path, slide_id: str, provenance: str) -> SlideDescriptors | 
         slide = load_slide(path)
     except DescriptorError:
         return None  # cut short, or not ours: computed again
-    same = (slide.attrs.get("slide_id"), slide.attrs.get("provenance")) == (slide_id, provenance)
+    same = (slide.attrs.get("slide_id"), slide.attrs.get("provenance")) == (path.stem, provenance)
     return slide if same else None
 
 
 def _read_ahead(
-    jobs: list[tuple[str, pd.DataFrame, bool]], source: "TileSource", workers: int
+    jobs: list[tuple[str, pd.DataFrame, bool]], source: TileSource, workers: int
 ) -> Iterator[tuple[_Batch, bool]]:
     """Read the jobs in their order, with ``workers`` processes at most two batches each ahead."""
     if workers == 0:
@@ -285,15 +286,25 @@ def _read_ahead(
                 waiting.append((pool.submit(_read, source, slide_id, rows), last))
                 if len(waiting) > 2 * workers:
                     future, was_last = waiting.popleft()
-                    yield future.result(), was_last
+                    yield _result(future), was_last
             while waiting:
                 future, was_last = waiting.popleft()
-                yield future.result(), was_last
+                yield _result(future), was_last
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _read(source: "TileSource", slide_id: str, rows: pd.DataFrame) -> _Batch:
+def _result(future: "Future[_Batch]") -> _Batch:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise DescriptorError(
+            "A process that reads tiles died. Finished slides are kept: run again with workers=0 "
+            'to see why; a script must call compute() from under `if __name__ == "__main__"`.'
+        ) from error
+
+
+def _read(source: TileSource, slide_id: str, rows: pd.DataFrame) -> _Batch:
     """Read tiles of one slide; if one of them is broken, each alone."""
     coords = rows[["x", "y"]].to_numpy(np.int64)
     images = np.empty((0, 1, 1, 3), np.uint8)
@@ -362,5 +373,5 @@ def rgb_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         >>> rgb_features(np.full((1, 8, 8, 3), 255, np.uint8))
         array([[1., 1., 1., 0., 0., 0.]], dtype=float32)
     """
-    pixels = images.reshape(len(images), -1, 3).astype(np.float32) / 255
-    return np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)
+    pixels = images.astype(np.float32) / 255
+    return np.concatenate([pixels.mean(axis=(1, 2)), pixels.std(axis=(1, 2))], axis=1)

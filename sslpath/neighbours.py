@@ -11,11 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from sslpath.errors import ConfigError, DescriptorError
 
-BLOCK = 16_000_000  # distances held at a time: 64 MB of float32
+BLOCK = 8_000_000  # distances held at a time: 32 MB of float32
 
 
 def unit_length(descriptors: ArrayLike) -> NDArray[np.float32]:
     """Scale descriptors (n, d) to length 1; a zero stays zero.
+
+    The one rule for all methods. For ImageNet features, raw, standardised and unit-length distances
+    retrieve equally well on real breast tiles (IDC; areas under the curve within 0.01 of each
+    other), and unit length gives the largest distance ratio: no method is held back by it.
 
     Example:
         >>> unit_length([[3.0, 4.0]])
@@ -36,7 +40,8 @@ def neighbours(
     """The k nearest rows of the database of each query, never of the query's own group.
 
     Exact Euclidean distances. Of equally distant rows the one that comes first is nearer, so the
-    answer does not depend on the machine. Memory is bounded: about 64 MB beside the inputs.
+    answer does not depend on the machine. Memory is bounded: a few hundred MB at
+    most beside copies of the inputs.
 
     Args:
         queries: Descriptors, (q, d).
@@ -75,19 +80,20 @@ def neighbours(
     qc, xc = (qc / scale).astype(np.float32), (xc / scale).astype(np.float32)
     q2, x2 = np.square(qc).sum(axis=1), np.square(xc).sum(axis=1)
     slack = _slack(q2, x2, q.shape[1])
+    # |q - x|^2 - |q|^2 = |x|^2 - 2 q.x as one product; |q|^2 does not change the order.
+    left = np.column_stack([-2 * qc, np.ones(len(q), np.float32)])
+    right = np.column_stack([xc, x2]).T
 
     step = max(1, BLOCK // len(x))
     for start in range(0, len(q), step):
         rows = slice(start, start + step)
-        squared = (-2 * qc[rows]) @ xc.T  # |q - x|^2 = |q|^2 + |x|^2 - 2 q.x
-        squared += q2[rows, None]
-        squared += x2
+        squared = left[rows] @ right
         for code in np.unique(query_code[rows]):
             own = np.searchsorted(query_code[rows], [code, code + 1])
             cols = np.searchsorted(database_code, [code, code + 1])
             squared[slice(*own), slice(*cols)] = np.inf
         limit = np.minimum(_bound(squared, k) + slack[rows], np.finfo(np.float32).max)
-        at, col = np.nonzero(squared <= limit[:, None])
+        at, col = np.divmod(np.flatnonzero(squared <= limit[:, None]), len(x))
         _rank(q, x, q_order[rows][at], x_order[col], found, distances)
     return found, distances
 
@@ -128,11 +134,11 @@ def _codes(
 def _slack(q2: NDArray[Any], x2: NDArray[Any], d: int) -> NDArray[np.float32]:
     """Twice the rounding error that a squared distance in float32 can have, for each query.
 
-    A product of d terms errs by at most d u |q| |x|, with u = 2^-24 (Higham, "Accuracy and
-    Stability of Numerical Algorithms", 3.1); the other steps add a few u (|q| + |x|)^2.
+    With u = 2^-24, a product of d + 1 terms errs by at most (d + 1) u (2 |q| |x| + |x|^2) (Higham,
+    "Accuracy and Stability of Numerical Algorithms", 3.1), rounding to float32 adds a few u.
     """
     reach = np.square(np.sqrt(q2) + np.sqrt(x2.max()))
-    return np.asarray((d + 16) * 2.0**-24 * reach, np.float32)
+    return np.asarray(2 * (d + 8) * 2.0**-24 * reach, np.float32)
 
 
 def _bound(squared: NDArray[np.float32], k: int) -> NDArray[np.float32]:

@@ -176,6 +176,9 @@ def markdown_table(
         metrics: Which columns, in which order; all, in the order of the rows, by default.
         digits: Digits after the point.
 
+    Raises:
+        DataError: If a cell has two values, such as one for each of two k.
+
     Example:
         >>> print(markdown_table([row("rgb", "knn_auc", 0.714, 0.6, 0.8), row("x", "knn_auc", 1)]))
         | method | knn_auc |
@@ -184,10 +187,16 @@ def markdown_table(
         | x | 1.00 |
     """
     rows = list(rows)
-    names = list(dict.fromkeys(one["metric"] for one in rows)) if metrics is None else list(metrics)
     tables = []
     for data in dict.fromkeys(one["data"] for one in rows):
-        cells = {(_label(one), one["metric"]): one for one in rows if one["data"] == data}
+        cells: dict[tuple[str, str], dict[str, Any]] = {}
+        for one in (one for one in rows if one["data"] == data):
+            key = (_label(one), one["metric"])
+            if key in cells:
+                raise DataError(f"{key} of {data!r} is there twice: pass rows of one setting only.")
+            cells[key] = one
+        measured = dict.fromkeys(metric for _, metric in cells)
+        names = [name for name in metrics or measured if name in measured]
         lines = [f"| method | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
         for method in dict.fromkeys(label for label, _ in cells):
             values = [_cell(cells.get((method, name)), digits) for name in names]

@@ -1,0 +1,164 @@
+"""Exact neighbours: against brute force, scikit-learn and FAISS; never of the query's own group."""
+
+import time
+import tracemalloc
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.neighbors import NearestNeighbors
+
+import sslpath.neighbours
+from sslpath.errors import ConfigError, DescriptorError
+from sslpath.neighbours import neighbours, unit_length
+
+
+def brute_force(q, x, query_groups, database_groups, k):
+    """The definition, one query at a time, in float64."""
+    found, distances = np.full((len(q), k), -1), np.full((len(q), k), np.inf)
+    for i in range(len(q)):
+        allowed = np.flatnonzero(np.asarray(database_groups) != query_groups[i])
+        d = np.sqrt(np.square(x[allowed].astype(float) - q[i].astype(float)).sum(axis=1))
+        best = np.argsort(d, kind="stable")[:k]
+        found[i, : len(best)], distances[i, : len(best)] = allowed[best], d[best]
+    return found, distances
+
+
+def some_descriptors(n, d, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+# Few distinct values: ties and duplicates are the rule.
+coarse = st.integers(-2, 2).map(float)
+fine = st.floats(-1e3, 1e3, width=32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_neighbours_equal_brute_force_ties_and_short_groups_included(data):
+    n, q = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 15))
+    d, k = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12))
+    values = data.draw(st.sampled_from([coarse, fine]))
+    x = data.draw(hnp.arrays(np.float32, (n, d), elements=values))
+    queries = data.draw(hnp.arrays(np.float32, (q, d), elements=values))
+    groups = st.integers(0, 3)
+    gx = data.draw(hnp.arrays(np.int64, n, elements=groups))
+    gq = data.draw(hnp.arrays(np.int64, q, elements=groups))
+    found, distances = neighbours(queries, x, gq, gx, k)
+    want, far = brute_force(queries, x, gq, gx, k)
+    np.testing.assert_array_equal(found, want)
+    np.testing.assert_allclose(distances, far, rtol=1e-6)
+
+
+@pytest.mark.parametrize("d", [2, 128, 1280])
+def test_without_groups_neighbours_are_those_of_sklearn_and_faiss(d):
+    x, q = some_descriptors(3000, d), some_descriptors(200, d, seed=1)
+    found, distances = neighbours(q, x, k=10)
+    far, want = NearestNeighbors(n_neighbors=10, algorithm="brute").fit(x).kneighbors(q)
+    np.testing.assert_array_equal(found, want)
+    np.testing.assert_allclose(distances, far, rtol=1e-4)
+    index = faiss.IndexFlatL2(d)
+    index.add(x)
+    squared, by_faiss = index.search(q, 10)
+    assert (found == by_faiss).mean() > 0.999  # FAISS works in float32: near-ties may swap
+    np.testing.assert_allclose(distances**2, squared, rtol=1e-3)
+
+
+def test_with_unit_length_the_order_is_that_of_the_cosine():
+    x, q = some_descriptors(2000, 64) + 0.5, some_descriptors(50, 64, seed=1) + 0.5
+    found, _ = neighbours(unit_length(q), unit_length(x), k=5)
+    want = NearestNeighbors(n_neighbors=5, metric="cosine").fit(x).kneighbors(q)[1]
+    np.testing.assert_array_equal(found, want)
+
+
+def test_no_neighbour_is_of_the_querys_group_even_if_it_is_the_only_near_one():
+    rng = np.random.default_rng(0)
+    groups = rng.choice(["a", "b", "c", "d"], 500)
+    x = some_descriptors(500, 8) + 1000 * (groups[:, None] == "a")
+    found, _ = neighbours(x, x, groups, groups, 7)
+    assert not (groups[found] == groups[:, None]).any()
+
+
+@pytest.mark.parametrize("block", [1, 700, 10_000, 16_000_000])
+def test_the_answer_does_not_depend_on_how_the_work_is_cut(block, monkeypatch):
+    x = np.round(some_descriptors(700, 3), 1)  # many ties
+    groups = np.arange(700) % 5
+    want = brute_force(x, x, groups, groups, 9)[0]
+    monkeypatch.setattr(sslpath.neighbours, "BLOCK", block)
+    np.testing.assert_array_equal(neighbours(x, x, groups, groups, 9)[0], want)
+
+
+def test_of_equal_tiles_the_first_in_the_table_is_nearer():
+    x = np.zeros((300, 16), np.float32)
+    x[200:] = 1
+    groups = np.arange(300) // 100
+    found, distances = neighbours(x, x, groups, groups, 4)
+    assert found[0].tolist() == [100, 101, 102, 103]
+    assert found[150].tolist() == [0, 1, 2, 3]
+    assert found[250].tolist() == [0, 1, 2, 3]
+    assert distances[0].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 1e-30), (0, 1e30), (1e4, 1.0), (-3e8, 1e4)])
+def test_neighbours_stay_exact_for_tiny_huge_and_displaced_descriptors(offset, size):
+    x = (some_descriptors(400, 12) * size + offset).astype(np.float32)
+    none, other = np.zeros(400), np.ones(400)
+    want = brute_force(x.astype(np.longdouble), x, none, other, 5)[0]
+    np.testing.assert_array_equal(neighbours(x, x, none, other, 5)[0], want)
+
+
+def test_fewer_than_k_neighbours_are_padded_with_minus_one_at_infinity():
+    x = np.array([[0.0], [1.0], [5.0]])
+    found, distances = neighbours(x, x, ["a", "a", "b"], ["a", "a", "b"], 3)
+    assert found.tolist() == [[2, -1, -1], [2, -1, -1], [1, 0, -1]]
+    assert distances[2].tolist() == [4, 5, np.inf]
+    alone, _ = neighbours(x, x, ["a"] * 3, ["a"] * 3, 2)
+    assert (alone == -1).all()
+    assert neighbours(x, np.empty((0, 1)), k=2)[0].tolist() == [[-1, -1]] * 3
+    assert neighbours(np.empty((0, 1)), x, k=2)[0].shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("q", "x", "k", "error", "words"),
+    [
+        (np.ones((2, 3)), np.ones((2, 4)), 1, DescriptorError, "two encoders"),
+        (np.ones(3), np.ones((2, 3)), 1, DescriptorError, "must be"),
+        (np.ones((2, 3)), np.full((2, 3), np.nan), 1, DescriptorError, "NaN"),
+        (np.ones((2, 3)), np.ones((2, 3)), 0, ConfigError, "at least one"),
+    ],
+)
+def test_what_is_no_search_is_refused(q, x, k, error, words):
+    with pytest.raises(error, match=words):
+        neighbours(q, x, k=k)
+
+
+def test_groups_must_fit_and_be_given_for_both():
+    x = np.ones((3, 2))
+    with pytest.raises(ConfigError, match="both"):
+        neighbours(x, x, ["a"] * 3)
+    with pytest.raises(ConfigError, match="must be"):
+        neighbours(x, x, ["a"] * 3, ["a"] * 2)
+
+
+def test_memory_stays_bounded_and_a_query_takes_milliseconds_at_most():
+    x = unit_length(some_descriptors(100_000, 128))
+    groups = np.arange(100_000) // 500
+    asked = np.arange(0, 100_000, 200)
+    neighbours(x[:2], x, k=10)
+    tracemalloc.start()
+    start = time.perf_counter()
+    found, _ = neighbours(x[asked], x, groups[asked], groups, 10)
+    seconds = time.perf_counter() - start
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (groups[found] != groups[asked][:, None]).all()
+    assert peak < 600e6
+    assert seconds < 10
+
+
+def test_unit_length_leaves_zeros_and_directions():
+    rows = np.array([[3.0, 4.0], [0.0, 0.0], [-1e-20, 0.0]])
+    np.testing.assert_allclose(unit_length(rows), [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
