@@ -3,7 +3,7 @@
 A torchvision network with its classifier removed turns a tile into pooled features. Its weights
 come from torchvision (downloaded once, checked against the hash in their name) or from a local
 file. Where features come from is part of their meaning: an encoder carries a provenance that
-travels with what it computed, so features of one encoder are never fed to a head trained on another's.
+travels with what it computed, so features of one encoder never meet a head trained on another's.
 What this module does not do: pathology foundation models, and any file that needs pickle's code.
 """
 

@@ -43,7 +43,7 @@ def beyond(distance: Floats, low: float) -> Bools:
     return np.asarray(distance > low * (1 + TOLERANCE))
 
 
-class SlideTiles:
+class OneSlide:
     """The tiles of one slide, ready to draw partners.
 
     Args:
@@ -144,7 +144,7 @@ class _Candidates:
     infinite ``high``, all tiles that have any other beyond ``low``.
     """
 
-    def __init__(self, slide: SlideTiles, low: float, high: float) -> None:
+    def __init__(self, slide: OneSlide, low: float, high: float) -> None:
         self.order: Ints
         if np.isinf(high):
             self.fits_any = slide.has_far(low)
@@ -185,7 +185,7 @@ def _blocks(sizes: Ints) -> list[slice]:
     return [slice(cuts[i], cuts[i + 1]) for i in range(len(cuts) - 1)]
 
 
-def by_slide(tiles: pd.DataFrame) -> dict[str, SlideTiles]:
+def by_slide(tiles: pd.DataFrame) -> dict[str, OneSlide]:
     """Index the tiles of each slide.
 
     Raises:
@@ -199,4 +199,4 @@ def by_slide(tiles: pd.DataFrame) -> dict[str, SlideTiles]:
     codes, names = pd.factorize(tiles["slide_id"])
     order = np.argsort(codes, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(codes))[:-1])
-    return {str(name): SlideTiles(part, xy[part]) for name, part in zip(names, parts, strict=True)}
+    return {str(name): OneSlide(part, xy[part]) for name, part in zip(names, parts, strict=True)}

@@ -1,0 +1,311 @@
+"""The method: a siamese network, the contrastive loss, and how to see whether it collapsed.
+
+Both tiles of a pair go through one network: a trunk turns a tile into features, a small head turns
+features into a descriptor of unit length. The loss pulls the descriptors of near tiles together and
+pushes those of far tiles apart, up to a margin.
+
+The trunk can be *frozen* (the network is the head alone and takes features computed once by an
+ImageNet encoder), *finetune* (a trunk that starts from ImageNet weights and learns along) or
+*scratch* (a trunk that starts from random weights).
+What this module does not do: the training loop, momentum encoders, projection heads that are thrown
+away after training.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sslpath.errors import ConfigError, WeightsError
+from sslpath.files import atomic_path
+from sslpath.imagenet import feature_dim, make_trunk, prepare, resolve_precision
+
+HEADER = "sslpath_model"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a network is made of.
+
+    Attributes:
+        arch: Architecture of the trunk, one of :data:`sslpath.imagenet.ARCHS`; with a frozen
+            trunk, a name only.
+        trunk: ``frozen``, ``finetune`` or ``scratch``.
+        feature_dim: Length of the trunk's features; 0 takes it from ``arch``.
+        descriptor_dim: Length of the descriptor; 128 in the paper (stated).
+        hidden: Width of the head's hidden layer.
+        dropout: Share of the hidden layer that is dropped while training.
+        input_px: Side to which tiles are resized.
+        standardise: Whether the head shifts and scales each feature to mean 0 and spread 1, with
+            the statistics of the training features (frozen trunk only).
+        encoder: Provenance of the features (frozen) or of the starting weights (finetune); see
+            :class:`sslpath.imagenet.Encoder`.
+    """
+
+    arch: str = "resnet50"
+    trunk: Literal["frozen", "finetune", "scratch"] = "frozen"
+    feature_dim: int = 0
+    descriptor_dim: int = 128
+    hidden: int = 512
+    dropout: float = 0.2
+    input_px: int = 224
+    standardise: bool = True
+    encoder: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.trunk not in ("frozen", "finetune", "scratch"):
+            raise ConfigError(
+                f"Unknown trunk {self.trunk!r}; choose `frozen`, `finetune` or `scratch`."
+            )
+        if not self.feature_dim:
+            object.__setattr__(self, "feature_dim", feature_dim(self.arch))
+        if self.trunk != "frozen" and self.feature_dim != feature_dim(self.arch):
+            raise ConfigError(
+                f"{self.arch} has {feature_dim(self.arch)} features, not {self.feature_dim}."
+            )
+        if min(self.feature_dim, self.descriptor_dim, self.hidden, self.input_px) < 1:
+            raise ConfigError(f"Lengths and sizes must be at least 1: {self}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie in 0..1 (1 excluded), not {self.dropout}.")
+
+
+class SiameseNetwork(nn.Module):
+    """Trunk and head; the same weights for both sides of a pair.
+
+    The head is a hidden layer with batch normalisation, ReLU and dropout, and a linear layer to the
+    descriptor. It always computes in float32.
+
+    Example:
+        >>> network = SiameseNetwork(ModelConfig(feature_dim=8, arch="mine")).eval()
+        >>> descriptors = network(torch.randn(5, 8))
+        >>> descriptors.shape, bool(torch.allclose(descriptors.norm(dim=1), torch.ones(5)))
+        (torch.Size([5, 128]), True)
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = None if config.trunk == "frozen" else make_trunk(config.arch)
+        if self.trunk is not None:
+            self.trunk.to(memory_format=torch.channels_last)
+        d = config.feature_dim
+        self.register_buffer("centre", torch.zeros(d))
+        self.register_buffer("spread", torch.ones(d))
+        self.centre: Tensor
+        self.spread: Tensor
+        self.head = nn.Sequential(
+            nn.Linear(d, config.hidden, bias=False),  # batch normalisation adds its own bias
+            nn.BatchNorm1d(config.hidden),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, config.descriptor_dim),
+        )
+
+    def fit_scale(self, features: Tensor) -> None:
+        """Learn the shift and scale of ``standardise`` from training features, ``(n, d)``."""
+        self.centre.copy_(features.double().mean(dim=0))
+        spread = features.double().std(dim=0)
+        # A feature that never changes carries nothing: leave its scale alone.
+        self.spread.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute descriptors.
+
+        Args:
+            x: Features ``(b, feature_dim)`` with a frozen trunk; else tiles ``(b, 3, h, w)``, RGB
+                as floats in 0..1.
+
+        Returns:
+            Shape ``(b, descriptor_dim)``, of unit L2 length.
+        """
+        if self.trunk is not None:
+            x = self.trunk(prepare(x, self.config.input_px))
+        with torch.autocast(x.device.type, enabled=False):
+            x = (x.float() - self.centre) / self.spread
+            return F.normalize(self.head(x), dim=1)
+
+    @torch.inference_mode()
+    def encode(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Compute descriptors in evaluation, without gradients.
+
+        Args:
+            batch: Features ``(n, feature_dim)`` with a frozen trunk; else tiles, uint8
+                ``(n, h, w, 3)``.
+
+        Returns:
+            Shape ``(n, descriptor_dim)``.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            if self.trunk is not None:
+                device = self.centre.device
+                images = torch.from_numpy(np.ascontiguousarray(batch)).to(device)
+                low = resolve_precision("auto", self.config.arch, device) == torch.bfloat16
+                with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                    descriptors = self(images.permute(0, 3, 1, 2).float() / 255)
+                return np.asarray(descriptors.cpu().numpy())
+            if batch.ndim != 2 or batch.shape[1] != self.config.feature_dim:
+                raise WeightsError(
+                    f"This network takes features (n, {self.config.feature_dim}), not "
+                    f"{batch.shape}: compute them with {self.config.encoder or self.config.arch}."
+                )
+            x = torch.from_numpy(np.ascontiguousarray(batch, np.float32)).to(self.centre.device)
+            return np.asarray(self(x).cpu().numpy())
+        finally:
+            self.train(was_training)
+
+
+class Loss(NamedTuple):
+    """A contrastive loss and its two parts."""
+
+    total: Tensor
+    near: Tensor
+    far: Tensor
+
+
+def pair_loss(a: Tensor, b: Tensor, is_near: Tensor, margin: float) -> Loss:
+    r"""Contrastive loss on explicit pairs (Hadsell, Chopra, LeCun 2006, eq. 4).
+
+    With $d = \lVert a - b \rVert_2$, a near pair costs $d^2$ and a far pair
+    $\max(0, m - d)^2$. The total is the mean over near pairs plus the mean over far pairs, so that
+    neither kind outweighs the other by number. (Their factor 1/2 and their label $Y = 0$ for
+    similar pairs are left out; ``is_near`` is $1 - Y$.)
+
+    Args:
+        a: Descriptors of the first sides, shape ``(p, d)``.
+        b: Descriptors of the second sides, shape ``(p, d)``.
+        is_near: Bool, shape ``(p,)``.
+        margin: $m$, the distance beyond which far pairs cost nothing; 0..2 for unit descriptors.
+
+    Example:
+        >>> a, b = torch.tensor([[1.0, 0.0]] * 2), torch.tensor([[0.0, 1.0]] * 2)
+        >>> loss = pair_loss(a, b, torch.tensor([True, False]), margin=2.0)
+        >>> round(loss.near.item(), 3), round(loss.far.item(), 3)
+        (2.0, 0.343)
+    """
+    squared = (a - b).square().sum(dim=1)
+    return _contrast(squared[is_near], squared[~is_near], margin)
+
+
+def contrastive_loss(
+    descriptors: Tensor, near_mask: Tensor, far_mask: Tensor, margin: float
+) -> Loss:
+    """As :func:`pair_loss`, on all near and far pairs within a batch.
+
+    Args:
+        descriptors: Shape ``(b, d)``.
+        near_mask: Bool, ``(b, b)``; see :func:`sslpath.pairs.pair_masks`. Symmetric: each pair
+            counts twice, which leaves the means as they are.
+        far_mask: Bool, ``(b, b)``.
+        margin: As in :func:`pair_loss`.
+    """
+    norms = descriptors.square().sum(dim=1)
+    squared = (norms[:, None] + norms[None] - 2 * descriptors @ descriptors.T).clamp(min=0)
+    return _contrast(squared[near_mask], squared[far_mask], margin)
+
+
+def _contrast(near_squared: Tensor, far_squared: Tensor, margin: float) -> Loss:
+    """Mean over near plus mean over far pairs; a kind without pairs costs nothing."""
+    # The square root has no gradient at 0: keep away from it by less than rounding.
+    far_cost = (margin - (far_squared + 1e-12).sqrt()).clamp(min=0).square()
+    near = near_squared.sum() / max(1, near_squared.numel())
+    far = far_cost.sum() / max(1, far_cost.numel())
+    return Loss(near + far, near, far)
+
+
+def collapse(descriptors: Tensor) -> dict[str, float]:
+    """Measure how far unit descriptors are from having collapsed to a point or a line.
+
+    Args:
+        descriptors: Unit length, shape ``(n, d)``.
+
+    Returns:
+        ``spread``: root mean square distance from the mean descriptor, 0 (all the same) to 1
+        (no common direction). ``effective_rank``: the exponential of the entropy of the
+        covariance's eigenvalues as shares of their sum (Roy and Vetterli 2007), from 1 (all on a
+        line) to d; 0 if all descriptors are the same.
+
+    Example:
+        >>> measured = collapse(torch.ones(10, 4) / 2)
+        >>> measured["spread"], measured["effective_rank"]
+        (0.0, 0.0)
+    """
+    x = descriptors.detach().double()
+    x = x - x.mean(dim=0)
+    variances = torch.linalg.svdvals(x).square() / max(1, len(x))
+    total = variances.sum()
+    if total < 1e-10:
+        return {"spread": float(total.sqrt()), "effective_rank": 0.0}
+    shares = variances / total
+    entropy = -torch.xlogy(shares, shares).sum()
+    return {"spread": float(total.sqrt()), "effective_rank": float(entropy.exp())}
+
+
+def save_model(network: SiameseNetwork, path: str | Path) -> None:
+    """Write a network as safetensors, its config as JSON in the header."""
+    state = {key: value.contiguous().cpu() for key, value in network.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, {HEADER: json.dumps(asdict(network.config))})
+
+
+def load_model(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    trunk: str | None = None,
+    descriptor_dim: int | None = None,
+) -> SiameseNetwork:
+    """Read a network, in evaluation mode; nothing in the file is ever executed.
+
+    Args:
+        path: A file of :func:`save_model`.
+        arch: Refuse other architectures.
+        trunk: Refuse other kinds of trunk.
+        descriptor_dim: Refuse other lengths of the descriptor.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, no checkpoint of sslpath, or holds another
+            network than was asked for.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+    except FileNotFoundError as error:
+        raise WeightsError(f"No checkpoint at {path}; make one with `sslpath train`.") from error
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"Cannot read {path} as safetensors: {error}. Train again, or pass the "
+            "`checkpoint.safetensors` of a finished run."
+        ) from error
+    if HEADER not in metadata:
+        raise WeightsError(
+            f"{path} is no checkpoint of sslpath: its header holds no network. Pass the "
+            "`checkpoint.safetensors` of a run."
+        )
+    try:
+        found = json.loads(metadata[HEADER])
+        known = {each.name for each in fields(ModelConfig)}
+        network = SiameseNetwork(ModelConfig(**{k: v for k, v in found.items() if k in known}))
+        network.load_state_dict(state)
+    except (ValueError, TypeError, ConfigError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"The tensors in {path} do not fit its own header: {reason}.") from error
+    wanted = {"arch": arch, "trunk": trunk, "descriptor_dim": descriptor_dim}
+    for key, value in wanted.items():
+        have = getattr(network.config, key)
+        if value is not None and have != value:
+            raise WeightsError(
+                f"{path} has {key} {have!r}, not {value!r}. Pass another checkpoint."
+            )
+    return network.eval()

@@ -1,0 +1,110 @@
+"""The settings of training, and those of the paper with how each is known.
+
+What this module does not do: settings of the network, which are :class:`sslpath.model.ModelConfig`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sslpath.augment import Augmentation
+from sslpath.errors import ConfigError
+from sslpath.imagenet import Precision
+from sslpath.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        near_tiles: Near pairs are at most so many tile widths apart.
+        far_tiles: Far pairs are farther apart than this.
+        margin: $m$ of the contrastive loss.
+        pairs: ``in-batch`` uses all near and far pairs of a batch; ``explicit`` draws triples of
+            anchor, near and far tile, as in the paper.
+        steps: Batches to train on.
+        slides_per_batch: Slides in a batch.
+        tiles_per_slide: Tiles of each; with explicit pairs, the product counts all tiles.
+        lr: Peak learning rate.
+        weight_decay: Of AdamW, on matrices only.
+        warmup: Share of the steps in which the rate rises from 0; then it falls as a cosine.
+        clip: Largest L2 norm of the gradient.
+        precision: ``auto``, ``float32`` or ``bfloat16``, for the trunk; the head is float32.
+        augmentation: Of tiles; features of a frozen trunk are not augmented.
+        seed: Of everything random.
+        checkpoint_every: Steps between two states to resume from.
+        log_every: Steps between two lines of the log.
+    """
+
+    near_tiles: float = 8
+    far_tiles: float = 30
+    margin: float = 1.2
+    pairs: Literal["in-batch", "explicit"] = "in-batch"
+    steps: int = 600
+    slides_per_batch: int = 8
+    tiles_per_slide: int = 32
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.05
+    clip: float = 1.0
+    precision: Precision = "auto"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    checkpoint_every: int = 100
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.pairs not in ("in-batch", "explicit"):
+            raise ConfigError(f"Unknown pairs {self.pairs!r}; choose `in-batch` or `explicit`.")
+        if min(self.steps, self.checkpoint_every, self.log_every) < 1:
+            raise ConfigError("steps, checkpoint_every and log_every must be at least 1.")
+        if not (self.lr > 0 and self.margin > 0 and self.clip > 0 and 0 <= self.warmup < 1):
+            raise ConfigError("lr, margin and clip must be above 0, and warmup in 0..1.")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A setting of the paper, and how it is known."""
+
+    value: Any
+    standing: Literal["stated", "second hand", "unverified"]
+
+
+# What is known of the settings of arXiv 1905.08139. "stated": in its abstract. "second hand": a
+# later re-implementation reports or uses it. "unverified": remembered, not checked. Margin,
+# optimiser, learning rate, batch, epochs, number of pairs and magnification are not known.
+PAPER = {
+    "descriptor_dim": Standing(128, "stated"),
+    "near_px": Standing(1792, "second hand"),
+    "far_px_of_reimplementation": Standing(6720, "second hand"),
+    "augmentation": Standing(("colour jitter", "flips", "rotation"), "second hand"),
+    "loss": Standing("contrastive", "second hand"),
+    "tile_px": Standing(224, "unverified"),
+    "near_tiles": Standing(8, "unverified"),
+    "far_px": Standing(9408, "unverified"),
+    "far_tiles": Standing(42, "unverified"),
+    "arch": Standing("resnet50", "unverified"),
+}
+
+
+def paper_preset() -> tuple[TrainConfig, ModelConfig]:
+    """The settings nearest to the paper's; what is not known of it keeps our defaults.
+
+    Example:
+        >>> training, model = paper_preset()
+        >>> training.far_tiles, training.pairs, model.arch, model.descriptor_dim
+        (42, 'explicit', 'resnet50', 128)
+    """
+    training = TrainConfig(
+        near_tiles=PAPER["near_tiles"].value,
+        far_tiles=PAPER["far_tiles"].value,
+        pairs="explicit",
+        augmentation=Augmentation(stain=0, stain_shift=0),
+    )
+    model = ModelConfig(
+        arch=PAPER["arch"].value,
+        trunk="finetune",
+        descriptor_dim=PAPER["descriptor_dim"].value,
+        input_px=PAPER["tile_px"].value,
+    )
+    return training, model

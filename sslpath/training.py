@@ -1,0 +1,332 @@
+"""The training loop: batches of pairs, AdamW, and a state that survives being killed.
+
+All randomness of a step comes from (seed, step), none from what happened before. So a run that was
+killed at any moment, and is started again, ends on the CPU with the same weights, bit for bit, as
+one that was never disturbed; and reading tiles in other processes changes nothing.
+
+The run folder: ``config.json`` (all settings), ``log.jsonl`` (one line every ``log_every`` steps),
+``state.safetensors`` (all that is needed to go on) and, when done, ``checkpoint.safetensors``.
+What this module does not do: several GPUs, early stopping, and any look at labels.
+"""
+
+import hashlib
+import math
+import time
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from sslpath.augment import augment
+from sslpath.batches import Batch, Batches
+from sslpath.errors import ConfigError
+from sslpath.imagenet import Encoder, resolve_precision
+from sslpath.model import (
+    ModelConfig,
+    SiameseNetwork,
+    collapse,
+    contrastive_loss,
+    load_model,
+    save_model,
+)
+from sslpath.runs import (
+    CHECKPOINT,
+    append_log,
+    claim,
+    load_state,
+    read_log,
+    save_state,
+    trim_log,
+)
+from sslpath.settings import PAPER, TrainConfig, paper_preset
+from sslpath.sources import TileSource
+
+__all__ = ["PAPER", "TrainConfig", "learning_rate", "paper_preset", "read_log", "train"]
+
+# Below this spread, or this effective rank, descriptors carry next to nothing.
+COLLAPSED_SPREAD, COLLAPSED_RANK = 0.05, 1.5
+
+
+def train(
+    tiles: pd.DataFrame,
+    config: TrainConfig,
+    model_config: ModelConfig,
+    run_dir: str | Path,
+    *,
+    features: NDArray[np.float32] | None = None,
+    source: TileSource | None = None,
+    encoder: Encoder | None = None,
+    progress: bool = True,
+    device: str = "auto",
+    workers: int = 0,
+) -> SiameseNetwork:
+    """Train a network, or go on with an interrupted run, or return a finished one.
+
+    Rows whose split is ``train`` are used; if no row of the table has a split, all are.
+
+    Args:
+        tiles: A table of tiles. Labels are never looked at.
+        config: How to train.
+        model_config: What to train.
+        run_dir: Folder of the run.
+        features: With a frozen trunk, the features of each row of ``tiles``, ``(n, feature_dim)``.
+        source: Else, where to read the tiles' pixels.
+        encoder: With ``finetune``, the weights to start from. With ``frozen``, the encoder that
+            made the features, unless ``model_config.encoder`` says it: its provenance is stored.
+        progress: Whether to draw a bar.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
+        workers: Processes that read tiles; 0 reads in this one.
+
+    Returns:
+        The network, in evaluation mode, on ``device``.
+
+    Raises:
+        ConfigError: If the settings contradict the data or the run in the folder, or the loss is
+            no longer finite.
+        WeightsError: If the state to resume from is damaged.
+        TileReadError: If fewer than two tiles of a batch can be read.
+    """
+    if encoder is not None and model_config.trunk != "scratch":
+        model_config = replace(model_config, encoder=encoder.provenance)
+    chosen = training_rows(tiles)
+    part = tiles.iloc[chosen]
+    part.attrs = tiles.attrs
+    known = _check_features(tiles, features, source, model_config)
+    known = None if known is None else known[chosen]
+    where = torch.device(_device(device))
+    run = Path(run_dir)
+    claim(run, _settings(part, known, config, model_config))
+    if (run / CHECKPOINT).exists():
+        return load_model(run / CHECKPOINT).to(where)
+
+    # The caller's random state is left as it was.
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        network = _start(model_config, encoder, known).to(where)
+        _loop(run, network, Batches(part, config, source), known, config, workers, progress)
+    _warn_if_collapsed(run)
+    save_model(network, run / CHECKPOINT)
+    return network.eval()
+
+
+def training_rows(tiles: pd.DataFrame) -> NDArray[np.intp]:
+    """Positions of the rows to train on: split ``train``, or all if no row has a split.
+
+    Raises:
+        ConfigError: If the table is split but no row is for training.
+    """
+    split = tiles["split"].fillna("").to_numpy(str)
+    if not (split != "").any():
+        return np.arange(len(tiles))
+    chosen = np.flatnonzero(split == "train")
+    if not len(chosen):
+        raise ConfigError(
+            f"No tile has the split `train`, only {sorted(set(split.tolist()))}. Split the table "
+            "anew, or clear the column to train on all tiles."
+        )
+    return chosen
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of a step: a linear rise during the warm-up, then half a cosine down to 0.
+
+    Example:
+        >>> config = TrainConfig(steps=100, warmup=0.1, lr=1.0)
+        >>> [round(learning_rate(step, config), 2) for step in (0, 9, 55, 99)]
+        [0.1, 1.0, 0.5, 0.0]
+    """
+    warm = round(config.warmup * config.steps)
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    return config.lr * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm))) / 2
+
+
+def _loop(
+    run: Path,
+    network: SiameseNetwork,
+    batches: Batches,
+    features: NDArray[np.float32] | None,
+    config: TrainConfig,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Train from the state in ``run``, or from the start, to the last step."""
+    device = network.centre.device
+    optimiser = _optimiser(network, config)
+    first = load_state(run, network, optimiser)
+    trim_log(run, first)
+    on_device = None if features is None else torch.from_numpy(features).to(device)
+    loader: DataLoader[Batch] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first, config.steps),
+        num_workers=0 if on_device is not None else workers,
+        collate_fn=_as_it_is,
+    )
+    bar = tqdm(loader, "train", total=config.steps, initial=first, disable=not progress)
+    network.train()
+    since, seen, unread = time.perf_counter(), 0, 0
+    for step, batch in enumerate(bar, start=first):
+        generator = _seed(config.seed, step)
+        rate = learning_rate(step, config)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        if on_device is not None:
+            x = on_device[torch.from_numpy(batch.positions).to(device)]
+        else:
+            assert batch.images is not None
+            x = augment(batch.images.to(device), generator, config.augmentation)
+        with _autocast(network, config):
+            descriptors = network(x)
+        near, far = batch.near.to(device), batch.far.to(device)
+        loss = contrastive_loss(descriptors, near, far, config.margin)
+        if not torch.isfinite(loss.total):
+            raise ConfigError(
+                f"The loss is no longer finite at step {step + 1} of {run}. Lower `lr`, or look "
+                "for NaN in the features."
+            )
+        optimiser.zero_grad(set_to_none=True)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+        optimiser.step()
+        done, seen, unread = step + 1, seen + len(batch.positions), unread + batch.unread
+        if done % config.log_every == 0 or done == config.steps:
+            line = {
+                "step": done,
+                "loss": loss.total.item(),
+                "near_loss": loss.near.item(),
+                "far_loss": loss.far.item(),
+                "lr": rate,
+                **collapse(descriptors),
+                # Symmetric masks hold each pair twice, those of explicit pairs once.
+                "near_pairs": int((near | near.T).sum()) // 2,
+                "far_pairs": int((far | far.T).sum()) // 2,
+                "unread_tiles": unread,
+                "images_per_s": seen / (time.perf_counter() - since),
+            }
+            append_log(run, line)
+            bar.set_postfix(loss=f"{line['loss']:.3f}", spread=f"{line['spread']:.2f}")
+            since, seen, unread = time.perf_counter(), 0, 0
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            save_state(run, network, optimiser, done)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Keep DataLoader from taking the batch apart."""
+    return batch
+
+
+def _seed(seed: int, step: int) -> torch.Generator:
+    """Seed dropout (PyTorch's global generator) and return the generator of augmentation."""
+    both = np.random.SeedSequence([seed, step]).generate_state(2, np.uint64)
+    torch.manual_seed(int(both[0]))
+    return torch.Generator().manual_seed(int(both[1]))
+
+
+def _autocast(network: SiameseNetwork, config: TrainConfig) -> torch.autocast:
+    """Lower precision for the trunk where that is faster; the head stays in float32."""
+    device = network.centre.device
+    low = network.trunk is not None and (
+        resolve_precision(config.precision, network.config.arch, device) == torch.bfloat16
+    )
+    return torch.autocast(device.type, torch.bfloat16, enabled=low)
+
+
+def _start(
+    model: ModelConfig, encoder: Encoder | None, features: NDArray[np.float32] | None
+) -> SiameseNetwork:
+    """A network before its first step."""
+    network = SiameseNetwork(model)
+    if features is not None and model.standardise:
+        network.fit_scale(torch.from_numpy(features))
+    if network.trunk is not None and model.trunk == "finetune":
+        if encoder is None or encoder.arch != model.arch:
+            raise ConfigError(
+                f"Fine-tuning starts from ImageNet weights of {model.arch}: pass "
+                f"`encoder=load_imagenet({model.arch!r}, ...)`, or choose the trunk `scratch`."
+            )
+        network.trunk.load_state_dict(encoder.trunk.state_dict())
+    return network
+
+
+def _optimiser(network: SiameseNetwork, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; biases and the scales of batch normalisation do not decay."""
+    decay = [p for p in network.parameters() if p.ndim > 1]
+    rest = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decay, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def _device(device: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _check_features(
+    tiles: pd.DataFrame,
+    features: NDArray[np.float32] | None,
+    source: TileSource | None,
+    model: ModelConfig,
+) -> NDArray[np.float32] | None:
+    """The features of a frozen trunk as float32; None for the other trunks.
+
+    Raises:
+        ConfigError: If the trunk does not get what it needs.
+    """
+    if model.trunk != "frozen":
+        if source is None:
+            raise ConfigError(f"The trunk `{model.trunk}` learns from pixels: pass `source`.")
+        return None
+    if features is None:
+        raise ConfigError("A frozen trunk learns from features: pass `features`, a row a tile.")
+    if features.shape != (len(tiles), model.feature_dim):
+        raise ConfigError(
+            f"The features have the shape {features.shape}; {len(tiles)} tiles and this model "
+            f"need ({len(tiles)}, {model.feature_dim})."
+        )
+    if not np.isfinite(features).all():
+        raise ConfigError("Some features are not finite; compute them again.")
+    return np.ascontiguousarray(features, np.float32)
+
+
+def _settings(
+    tiles: pd.DataFrame,
+    features: NDArray[np.float32] | None,
+    config: TrainConfig,
+    model: ModelConfig,
+) -> dict[str, Any]:
+    """Everything that decides the weights, as JSON: what a resumed run must agree with."""
+    digest = hashlib.sha256()
+    digest.update("\n".join(tiles["slide_id"].astype(str)).encode())
+    digest.update(tiles[["x", "y", "size"]].to_numpy(np.int64).tobytes())
+    if features is not None:
+        digest.update(features.tobytes())
+    data = {
+        "tiles": len(tiles),
+        "slides": int(tiles["slide_id"].nunique()),
+        "mpp": tiles.attrs["mpp"],
+        "tile_px": tiles.attrs["tile_px"],
+        "sha256": digest.hexdigest(),
+    }
+    return {"training": asdict(config), "model": asdict(model), "data": data}
+
+
+def _warn_if_collapsed(run: Path) -> None:
+    """Say so if the descriptors of the last logged batch were all but the same."""
+    last = read_log(run)[-1]
+    if last["spread"] < COLLAPSED_SPREAD or last["effective_rank"] < COLLAPSED_RANK:
+        warnings.warn(
+            f"The descriptors have collapsed (spread {last['spread']:.3f}, effective rank "
+            f"{last['effective_rank']:.1f}): check that batches hold far pairs, raise the margin, "
+            "lower `lr`.",
+            stacklevel=3,
+        )
