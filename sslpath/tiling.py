@@ -139,8 +139,11 @@ def tile_slide(
     tissue = _tissue(slide, corners, side)
     keep = np.flatnonzero(tissue >= min_tissue)
     if max_tiles is not None and len(keep) > max_tiles:
+        # Lots are drawn for every place of the grid, so that one tile more or less of tissue
+        # changes one tile of the draw, not all of it.
         rng = np.random.default_rng([seed, zlib.crc32(slide.slide_id.encode())])
-        keep = np.sort(rng.choice(keep, max_tiles, replace=False))
+        lots = rng.random(len(corners))[keep]
+        keep = np.sort(keep[np.argsort(lots)[:max_tiles]])
     corners = corners[keep]
     label, region = _labels(slide, corners, side, annotations, exhaustive, tumour_share)
     return make_table(
