@@ -1,0 +1,69 @@
+"""The command line: ``sslpath COMMAND``, each command one arrow of the flow, files in, files out.
+
+Each command lives in a module of :mod:`sslpath.commands`.
+
+Exit codes: 0 all done; 1 an error, explained on stderr; 2 wrong arguments; 3 finished, but some
+slides or tiles could not be read (they are listed in a file); 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from sslpath import __version__
+from sslpath.commands import data, demo, embed, evaluate, search, tile, train
+from sslpath.errors import SslpathError
+
+FLOW = """\
+Data flows one way, and each command does one step:
+
+  slides --tile--> table of tiles --train--> siamese network
+                                  --embed--> descriptors --evaluate--> results
+                                                         --search----> gallery
+
+Try it all on synthetic slides:   sslpath demo
+Your own slides:                  sslpath tile SLIDES/ --out tiles.parquet, then as above
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    Example:
+        >>> main(["data", "list"])  # doctest: +ELLIPSIS
+        idc ...
+        0
+    """
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except SslpathError as error:
+        print(f"sslpath: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("sslpath: interrupted; run the same command to go on.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="sslpath",
+        description="Self-supervised similarity learning for digital pathology.",
+        epilog=FLOW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sslpath {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (tile, train, embed, evaluate, search, demo, data):
+        command.add(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""``sslpath data``: get, make and convert data sets."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sslpath.commands.shared import command, count, positive, say
+from sslpath.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sslpath.commands.shared import Commands
+
+    pass
+
+
+def add(commands: "Commands") -> None:
+    """Add the arguments to the parser."""
+    data = commands.add_parser("data", help="get, make and convert data sets").add_subparsers(
+        metavar="WHAT", required=True
+    )
+    command(
+        data,
+        "list",
+        data_list,
+        "data sets that can be fetched or made",
+        "List the data sets with size, licence and source.",
+        "  sslpath data list\n",
+    )
+    p = command(
+        data,
+        "idc",
+        data_idc,
+        "download the IDC breast tiles",
+        "Download the IDC archive (1.6 GB; resumes where it stopped) and verify it.",
+        "  sslpath data idc --out data/cache\n",
+    )
+    p.add_argument("--out", type=Path, default=Path("data/cache"), metavar="DIR")
+    p.add_argument("--verify", type=Path, metavar="ZIP", help="only check an archive that is there")
+    p = command(
+        data,
+        "phantom",
+        data_phantom,
+        "make synthetic slides",
+        "Make phantom slides: pyramidal TIFF with ground truth as GeoJSON, from a seed.",
+        "  sslpath data phantom --out data/cache/phantom\n",
+    )
+    p.add_argument("--out", type=Path, default=Path("data/cache/phantom"), metavar="DIR")
+    p.add_argument("--slides", type=count, default=20)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--workers", type=count, default=2)
+    p = command(
+        data,
+        "convert",
+        data_convert,
+        "an image to a pyramidal slide",
+        "Make a tiled pyramidal TIFF that OpenSlide opens, with its pixel size, of an image that\n"
+        "it refuses: JPEG, PNG, OME-TIFF and whatever libvips reads.",
+        "  sslpath data convert section.jpg --mpp 0.8 --out section.tif\n",
+    )
+    p.add_argument("image", type=Path)
+    p.add_argument("--mpp", type=positive, required=True, help="um per pixel of the image")
+    p.add_argument("--out", type=Path, help="slide to write (default: the image's name with .tif)")
+    p.add_argument("--quality", type=int, default=90, help="JPEG quality (default 90)")
+    p = command(
+        data,
+        "features",
+        data_features,
+        "compute the ImageNet features that sslpath ships",
+        "Compute MobileNetV2's ImageNet features of the demo's phantom tiles and write them in\n"
+        "the compact form that data/ holds, with their provenance. For maintainers.",
+        "  sslpath data features --imagenet-weights mobilenet_v2.safetensors\n",
+    )
+    p.add_argument("--imagenet-weights", type=Path, required=True, metavar="FILE")
+    p.add_argument("--phantom", type=Path, default=Path("data/cache/phantom"), metavar="DIR")
+    p.add_argument("--out", type=Path, metavar="FILE", help="default: data/features/...")
+    p.add_argument("--workers", type=count, default=2)
+
+
+def data_list(options: argparse.Namespace) -> int:
+    """``sslpath data list``."""
+    from sslpath.datasets.registry import DATASETS
+
+    for one in DATASETS.values():
+        say(f"{one.name:8} {one.gigabytes:.1f} GB  {one.content}\n{'':8} source: {one.source}")
+        say(f"{'':8} licence: {one.licence}\n{'':8} get it: sslpath data {one.name} --out DIR")
+    say("phantom  made here, about 10 MB a slide: synthetic lymph nodes with metastases")
+    say(f"{'':8} make it: sslpath data phantom --out DIR")
+    return 0
+
+
+def data_idc(options: argparse.Namespace) -> int:
+    """``sslpath data idc``."""
+    from sslpath.datasets.idc import download_idc, verify_idc
+
+    if options.verify is not None:
+        verify_idc(options.verify)
+        say(f"{options.verify}: every tile is whole.")
+        return 0
+    path = download_idc(options.out)
+    say(f"{path} is complete. Next: sslpath tile {path} --out idc.parquet")
+    return 0
+
+
+def data_phantom(options: argparse.Namespace) -> int:
+    """``sslpath data phantom``."""
+    from sslpath.datasets.phantom import make_phantoms
+
+    paths = make_phantoms(options.out, options.slides, options.seed, options.workers)
+    say(f"{len(paths)} slides in {options.out}, each with its ground truth as .geojson")
+    return 0
+
+
+def data_convert(options: argparse.Namespace) -> int:
+    """``sslpath data convert``."""
+    from sslpath.convert import convert
+
+    out = options.out or options.image.with_suffix(".tif")
+    if out.exists() and out.samefile(options.image):
+        raise ConfigError(f"--out would overwrite the image {options.image}; give another name.")
+    convert(options.image, out, options.mpp, quality=options.quality)
+    say(f"{out}: next, sslpath tile {out} --mpp {max(0.5, options.mpp):g} --out tiles.parquet")
+    return 0
+
+
+def data_features(options: argparse.Namespace) -> int:
+    """``sslpath data features``."""
+    from sslpath.datasets.phantom_features import SHIPPED, write_shipped
+    from sslpath.demo import demo_tiles
+    from sslpath.descriptors import read_descriptors
+    from sslpath.embed import embed_encoder
+    from sslpath.imagenet import load_imagenet
+    from sslpath.sources import open_source
+
+    encoder = load_imagenet("mobilenet_v2", options.imagenet_weights, 224)
+    tiles = demo_tiles(options.phantom, workers=options.workers)
+    folder = options.phantom / "features"
+    embed_encoder(tiles, open_source(tiles), encoder, folder)
+    features = read_descriptors(folder, tiles)
+    out = options.out or SHIPPED
+    cosine = write_shipped(out, tiles, features, open_source(tiles), encoder.provenance)
+    size = out.stat().st_size / 1e6
+    say(f"{out}: {features.shape[0]:,} x {features.shape[1]} numbers, {size:.1f} MB")
+    say(f"mean cosine to the float32 features: {cosine:.5f}")
+    return 0

@@ -1,0 +1,91 @@
+"""``sslpath embed``: tiles to descriptors."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sslpath.commands.shared import (
+    FAILED,
+    command,
+    count,
+    imagenet_encoder,
+    imagenet_options,
+    say,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from sslpath.commands.shared import Commands
+
+    pass
+
+
+def add(commands: "Commands") -> None:
+    """Add the arguments to the parser."""
+    p = command(
+        commands,
+        "embed",
+        run,
+        "tiles to descriptors",
+        "Write one HDF5 file a slide with `features` and `coords`, as CLAM and TRIDENT do.\n"
+        "Complete files of the same encoder are kept, so an interrupted call goes on.",
+        "  sslpath embed tiles.parquet --run runs/a --out descriptors/spatial\n"
+        "  sslpath embed tiles.parquet --encoder imagenet --out descriptors/imagenet\n",
+    )
+    p.add_argument("tiles", type=Path, help="table of tiles")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of descriptors")
+    which = p.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", type=Path, dest="run_dir", metavar="RUN", help="a trained network")
+    which.add_argument(
+        "--encoder",
+        choices=("imagenet", "random", "rgb"),
+        help="a baseline: ImageNet features, a random network, mean and spread of RGB",
+    )
+    p.add_argument(
+        "--features",
+        type=Path,
+        metavar="DIR",
+        help="with --run and a frozen trunk: ImageNet features already computed",
+    )
+    imagenet_options(p)
+    p.add_argument("--batch", type=count, default=128)
+    p.add_argument("--seed", type=int, default=0, help="of the random network")
+    p.add_argument("--device", default="auto")
+
+
+def run(options: argparse.Namespace) -> int:
+    """``sslpath embed``."""
+    from sslpath import embed as to
+    from sslpath.imagenet import random_encoder
+    from sslpath.sources import open_source
+    from sslpath.table import load_tiles
+
+    tiles = load_tiles(options.tiles)
+    source = open_source(tiles)
+    if options.run_dir is not None:
+        network, _ = to.load_run(options.run_dir)
+        wants_encoder = network.trunk is None and options.features is None
+        encoder = None
+        if wants_encoder:
+            options.arch = network.config.encoder.get("arch", options.arch)
+            options.input_px = network.config.encoder.get("input_px", options.input_px)
+            encoder = imagenet_encoder(options)
+        failed = to.embed_run(
+            tiles, source, options.run_dir, options.out,
+            features=options.features, encoder=encoder, batch=options.batch, device=options.device,
+        )  # fmt: skip
+    elif options.encoder == "rgb":
+        failed = to.embed_rgb(tiles, source, options.out)
+    else:
+        encoder = (
+            random_encoder(options.arch, options.seed, options.input_px)
+            if options.encoder == "random"
+            else imagenet_encoder(options)
+        )
+        encoder = encoder.to(options.device)
+        failed = to.embed_encoder(tiles, source, encoder, options.out, batch=options.batch)
+    say(f"{options.out}: descriptors of {len(tiles) - len(failed):,} tiles")
+    if len(failed):
+        warn(f"{len(failed)} tiles failed; see {options.out}")
+        return FAILED
+    return 0

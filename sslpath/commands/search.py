@@ -1,0 +1,146 @@
+"""``sslpath search``: a tile to its nearest neighbours."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslpath.commands.shared import command, count, imagenet_encoder, imagenet_options, say
+from sslpath.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from sslpath.commands.shared import Commands
+
+
+def add(commands: "Commands") -> None:
+    """Add the arguments to the parser."""
+    p = command(
+        commands,
+        "search",
+        run,
+        "a tile to its nearest neighbours",
+        "Find the tiles most like a query and save them as a gallery. The query is a tile of\n"
+        "the table, SLIDE_ID:X,Y (the tile that covers this level-0 pixel), or an image file,\n"
+        "which needs --run (and the ImageNet weights, if its trunk is frozen).",
+        "  sslpath search phantom_003:2000,1500 tiles.parquet --descriptors d/spatial\n"
+        "  sslpath search tile.png tiles.parquet --descriptors d/spatial --run runs/a\n",
+    )
+    p.add_argument("query", metavar="QUERY-TILE", help="SLIDE_ID:X,Y or an image file")
+    p.add_argument("tiles", type=Path, help="table of tiles")
+    p.add_argument("--descriptors", type=Path, required=True, metavar="DIR")
+    p.add_argument(
+        "--out", type=Path, default=Path("gallery.png"), help="picture (default gallery.png)"
+    )
+    p.add_argument("--k", type=count, default=8, help="neighbours (default 8)")
+    p.add_argument(
+        "--keep-own",
+        action="store_true",
+        help="also search the query's own patient, which flatters any descriptor",
+    )
+    p.add_argument(
+        "--run", type=Path, dest="run_dir", metavar="RUN", help="network for an image query"
+    )
+    imagenet_options(p)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``sslpath search``."""
+    import pandas as pd
+
+    from sslpath.descriptors import read_descriptors
+    from sslpath.figures import gallery, save
+    from sslpath.retrieval import search as nearest
+    from sslpath.sources import open_source
+    from sslpath.table import load_tiles
+
+    tiles = load_tiles(options.tiles)
+    descriptors, found = read_descriptors(options.descriptors, tiles, missing="drop")
+    tiles = tiles[found].reset_index(drop=True)
+    source = open_source(tiles)
+    own = None
+    if Path(options.query).is_file():
+        picture = _picture(Path(options.query))
+        query, title, label = _encode_query(options, picture), options.query, None
+    else:
+        at = _position(options.query, tiles)
+        one = tiles.iloc[at]
+        picture, query = source.read(tiles.iloc[[at]])[0], descriptors[at]
+        title, label = f"{one['slide_id']}:{one['x']},{one['y']}", one["label"]
+        own = None if options.keep_own else str(one["patient_id"])
+    positions, distances = nearest(query, descriptors, tiles, options.k, exclude=own)
+    hits = tiles.iloc[positions[positions >= 0]]
+    say(f"query {title} ({_label(label)})")
+    for row, distance in zip(hits.itertuples(), distances, strict=False):
+        say(f"  {distance:.3f}  {row.slide_id}:{row.x},{row.y} ({_label(row.label)})")
+    known = [
+        -1 if label is None or pd.isna(label) or pd.isna(other) else int(other == label)
+        for other in hits["label"]
+    ]
+    figure = gallery(
+        picture[None], {"found": source.read(hits)[None]}, {"found": [known]}, names=[title]
+    )
+    save(figure, options.out)
+    say(f"gallery in {options.out}")
+    return 0
+
+
+def _label(value: Any) -> str:
+    import pandas as pd
+
+    return "unknown" if value is None or pd.isna(value) else ("tumour" if value == 1 else "other")
+
+
+def _position(text: str, tiles: "pd.DataFrame") -> int:
+    """Row of the tile that SLIDE_ID:X,Y names: the one that covers this level-0 pixel."""
+    slide_id, _, place = text.rpartition(":")
+    try:
+        x, y = (int(part) for part in place.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"The query {text!r} is neither an image file nor SLIDE_ID:X,Y with level-0 pixels."
+        ) from error
+    own = tiles[tiles["slide_id"] == slide_id]
+    if own.empty:
+        known = ", ".join(tiles["slide_id"].unique()[:5])
+        raise ConfigError(f"The table has no slide {slide_id!r}; it has {known} ...")
+    inside = own[(own["x"] <= x) & (x < own["x"] + own["size"])
+                 & (own["y"] <= y) & (y < own["y"] + own["size"])]  # fmt: skip
+    if inside.empty:
+        near = own.iloc[((own["x"] - x) ** 2 + (own["y"] - y) ** 2).argmin()]
+        raise ConfigError(
+            f"No tile of {slide_id} covers {x},{y}; the nearest is {slide_id}:{near.x},{near.y}."
+        )
+    return int(inside.index[0])
+
+
+def _picture(path: Path) -> "NDArray[np.uint8]":
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return np.asarray(Image.open(path).convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"Cannot read {path} as an image: {error}. PNG and JPEG work.") from error
+
+
+def _encode_query(
+    options: argparse.Namespace, picture: "NDArray[np.uint8]"
+) -> "NDArray[np.float32]":
+    import numpy as np
+
+    from sslpath.embed import load_run
+    from sslpath.imagenet import check_provenance
+
+    if options.run_dir is None:
+        raise ConfigError("An image as query needs --run, the network of the descriptors.")
+    network, _ = load_run(options.run_dir)
+    if network.trunk is not None:
+        return np.asarray(network.encode(picture[None])[0])
+    options.arch = network.config.encoder.get("arch", options.arch)
+    options.input_px = network.config.encoder.get("input_px", options.input_px)
+    encoder = imagenet_encoder(options)
+    check_provenance(network.config.encoder, encoder.provenance, str(options.run_dir))
+    return np.asarray(network.encode(encoder.encode(picture[None]))[0])

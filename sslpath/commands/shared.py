@@ -1,0 +1,106 @@
+"""What the commands share: options, messages, exit codes."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslpath.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sslpath.imagenet import Encoder
+
+if TYPE_CHECKING:
+    # argparse gives the type of `add_subparsers()` no public name.
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+EXIT = "exit codes: 0 done, 1 error, 2 wrong arguments, 3 done but some inputs failed"
+FAILED = 3
+
+
+def say(text: str) -> None:
+    """Print to the reader of the command line."""
+    print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    print(f"sslpath: {text}", file=sys.stderr, flush=True)
+
+
+def command(
+    commands: "Commands",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    about: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Add a command: ``summary`` in the list of commands, ``about`` and ``example`` in its help."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=about,
+        epilog=f"example:\n{example}\n{EXIT}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def positive(text: str) -> float:
+    """An argument that is a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def count(text: str) -> int:
+    """An argument that is a whole number of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return value
+
+
+def imagenet_options(p: argparse.ArgumentParser) -> None:
+    """Options that name an ImageNet encoder."""
+    p.add_argument(
+        "--arch",
+        default="resnet50",
+        help="torchvision classifier used as encoder (default resnet50)",
+    )
+    p.add_argument(
+        "--imagenet-weights",
+        type=Path,
+        metavar="FILE",
+        help="local ImageNet weights of --arch (.safetensors or .pth); without it "
+        "torchvision downloads its own",
+    )
+    p.add_argument(
+        "--input-px", type=count, default=224, help="tiles are resized to this (default 224)"
+    )
+
+
+def imagenet_encoder(options: argparse.Namespace) -> "Encoder":
+    """The ImageNet encoder that the options name."""
+    from sslpath.imagenet import load_imagenet
+
+    return load_imagenet(options.arch, options.imagenet_weights, options.input_px)
+
+
+def report(failures: "list[Any] | pd.DataFrame", path: Path, what: str) -> int:
+    """Write failures, if there are any, and choose the exit code."""
+    import pandas as pd
+
+    frame = pd.DataFrame(failures)
+    if frame.empty:
+        path.unlink(missing_ok=True)
+        return 0
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=False)
+    warn(f"{len(frame)} {what}; see {path}")
+    return FAILED

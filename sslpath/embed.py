@@ -1,0 +1,169 @@
+"""Tiles to descriptors, for every method: the network's, ImageNet's, a random network's, RGB's.
+
+Each function fills a folder with one HDF5 file a slide (see :mod:`sslpath.descriptors`) whose
+provenance says what made it. Complete files of the same provenance are kept.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sslpath.descriptor_files import descriptor_path, load_slide, write_descriptors
+from sslpath.descriptors import compute, read_descriptors, rgb_features
+from sslpath.errors import DescriptorError, WeightsError
+from sslpath.files import sha256
+from sslpath.imagenet import Encoder, check_provenance
+from sslpath.model import SiameseNetwork, load_model
+from sslpath.runs import CHECKPOINT
+from sslpath.sources import TileSource
+
+
+def embed_rgb(
+    tiles: pd.DataFrame, source: TileSource, folder: str | Path, *, progress: bool = True
+) -> pd.DataFrame:
+    """Mean and spread of RGB, six numbers a tile; returns the tiles that failed."""
+    return compute(tiles, rgb_features, source, folder, attrs={"arch": "rgb"}, progress=progress)
+
+
+def embed_encoder(
+    tiles: pd.DataFrame,
+    source: TileSource,
+    encoder: Encoder,
+    folder: str | Path,
+    *,
+    batch: int = 128,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Features of an ImageNet or a random encoder; returns the tiles that failed."""
+    return compute(
+        tiles,
+        encoder.encode,
+        source,
+        folder,
+        attrs=encoder.provenance,
+        batch=batch,
+        progress=progress,
+    )
+
+
+def load_run(run: str | Path) -> tuple[SiameseNetwork, dict[str, Any]]:
+    """The network of a finished run, and the provenance of the descriptors that it makes.
+
+    Raises:
+        WeightsError: If the run has no finished network.
+    """
+    path = Path(run) / CHECKPOINT
+    network = load_model(path)
+    config = network.config
+    about = {
+        "network": sha256(path),
+        "arch": config.arch,
+        "trunk": config.trunk,
+        "descriptor_dim": config.descriptor_dim,
+        "input_px": config.input_px,
+    }
+    return network, about
+
+
+def embed_run(
+    tiles: pd.DataFrame,
+    source: TileSource,
+    run: str | Path,
+    folder: str | Path,
+    *,
+    features: str | Path | None = None,
+    encoder: Encoder | None = None,
+    batch: int = 128,
+    device: str = "cpu",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Descriptors of a trained network; returns the tiles that failed.
+
+    Args:
+        tiles: Table of tiles.
+        source: Where their pixels are.
+        run: Folder of a finished run.
+        folder: Where the descriptors go.
+        features: With a frozen trunk: a folder of features of its encoder, already computed.
+        encoder: With a frozen trunk and no ``features``: the encoder.
+        batch: Tiles at a time.
+        device: Where to compute.
+        progress: Show a bar.
+
+    Raises:
+        WeightsError: If the trunk is frozen and neither features nor encoder are those that the
+            head was trained on.
+    """
+    network, about = load_run(run)
+    network.to(device)
+    if network.trunk is not None:
+        return compute(
+            tiles, network.encode, source, folder, attrs=about, batch=batch, progress=progress
+        )
+    if features is not None:
+        check_provenance(network.config.encoder, features_provenance(features, tiles), str(run))
+        known, found = read_descriptors(features, tiles, missing="drop")
+        store(tiles[found], network.encode(known), folder, about)
+        return tiles.loc[~found, ["slide_id", "x", "y"]].assign(error=f"no features in {features}")
+    if encoder is None:
+        raise WeightsError(
+            f"The trunk of {run} is frozen: name the features of its encoder "
+            f"({network.config.encoder.get('arch')}) with --features, or its weights with "
+            "--imagenet-weights."
+        )
+    check_provenance(network.config.encoder, encoder.provenance, str(run))
+
+    def both(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return network.encode(encoder.encode(pixels))
+
+    return compute(tiles, both, source, folder, attrs=about, batch=batch, progress=progress)
+
+
+def store(
+    tiles: pd.DataFrame, descriptors: NDArray[np.float32], folder: str | Path, about: dict[str, Any]
+) -> None:
+    """Write descriptors ``(n, d)`` that are already there, aligned to ``tiles``.
+
+    Args:
+        tiles: Table of n tiles.
+        descriptors: ``(n, d)``.
+        folder: Where the files go.
+        about: What made the descriptors.
+    """
+    made_by = {**about, "mpp": tiles.attrs["mpp"], "tile_px": tiles.attrs["tile_px"]}
+    positions = pd.Series(np.arange(len(tiles)))
+    for slide_id, group in positions.groupby(tiles["slide_id"].to_numpy(), sort=False):
+        at = group.to_numpy()
+        rows = tiles.iloc[at]
+        patch = {
+            "patch_size": tiles.attrs["tile_px"],
+            "patch_size_level0": int(rows["size"].iloc[0]),
+        }
+        coords = rows[["x", "y"]].to_numpy()
+        write_descriptors(folder, str(slide_id), descriptors[at], coords, made_by, patch)
+
+
+def features_provenance(folder: str | Path, tiles: pd.DataFrame) -> dict[str, Any]:
+    """What made the features in a folder, read from the file of the table's first slide there.
+
+    Raises:
+        DescriptorError: If no slide of the table has a file, or the file does not say.
+    """
+    for slide_id in tiles["slide_id"].unique():
+        path = descriptor_path(folder, str(slide_id))
+        if path.exists():
+            about = json.loads(load_slide(path).attrs.get("provenance", "{}"))
+            if "arch" not in about:
+                raise DescriptorError(
+                    f"{path} does not say which encoder made it; compute the features with "
+                    "`sslpath embed --encoder imagenet`."
+                )
+            return dict(about)
+    raise DescriptorError(
+        f"No features of these slides in {folder}; make them with "
+        "`sslpath embed TILES --encoder imagenet --out DIR`."
+    )

@@ -1,0 +1,213 @@
+"""From folders of descriptors to a table of results and the pictures beside it.
+
+The last step of the flow, shared by ``sslpath evaluate`` and the demo.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sslpath import figures
+from sslpath.descriptors import read_descriptors
+from sslpath.errors import ConfigError
+from sslpath.neighbours import neighbours, pair_distances, unit_length
+from sslpath.pairs import label_agreement, near_far_um
+from sslpath.retrieval import evaluate, slide_pairs, tumour_share
+from sslpath.slides import Slide
+from sslpath.sources import TileSource
+from sslpath.table import tile_um
+
+QUERIES = 5  # rows of a gallery
+NEIGHBOURS = 6  # columns of a gallery
+UMAP_TILES = 3000  # more only fills the picture
+
+
+def compare(
+    tiles: pd.DataFrame,
+    folders: Mapping[str, str | Path],
+    *,
+    near_tiles: float = 8,
+    far_tiles: float = 30,
+    k: int = 10,
+    seed: int = 0,
+    group: str = "patient",
+    data: str = "",
+) -> tuple[pd.DataFrame, dict[str, NDArray[np.float32]], list[dict[str, Any]]]:
+    """Evaluate folders of descriptors on the same tiles.
+
+    Tiles that lack a descriptor of any method are left out for all.
+
+    Args:
+        tiles: The tiles to evaluate on, usually those of the test split.
+        folders: Method to its folder of descriptors.
+        near_tiles: ADDR: near, in tile widths.
+        far_tiles: ADDR: far, in tile widths.
+        k: Neighbours.
+        seed: Of bootstrap and pairs.
+        group: ``"patient"`` or ``"slide"``, left out of a query's neighbours.
+        data: Name of the data in the rows.
+
+    Returns:
+        The tiles that were used, their descriptors by method ``(n, d)``, and rows for
+        ``results.json``, see :func:`sslpath.retrieval.evaluate`.
+    """
+    if not folders:
+        raise ConfigError("Nothing to evaluate: name at least one folder of descriptors.")
+    read = {
+        name: read_descriptors(folder, tiles, missing="drop") for name, folder in folders.items()
+    }
+    everywhere = np.logical_and.reduce([found for _, found in read.values()])
+    descriptors = {name: values[everywhere[found]] for name, (values, found) in read.items()}
+    tiles = tiles[everywhere].reset_index(drop=True)
+    near_um, far_um = near_far_um(tiles, near_tiles, far_tiles)
+    rows = evaluate(
+        tiles,
+        descriptors,
+        near_um=near_um,
+        far_um=far_um,
+        k=k,
+        seed=seed,
+        group=group,
+        data=data,
+    )
+    return tiles, descriptors, rows
+
+
+def pictures(
+    tiles: pd.DataFrame,
+    descriptors: Mapping[str, NDArray[np.float32]],
+    rows: Sequence[Mapping[str, Any]],
+    source: TileSource,
+    folder: str | Path,
+    *,
+    near_tiles: float = 8,
+    far_tiles: float = 30,
+    k: int = 10,
+    seed: int = 0,
+) -> list[Path]:
+    """Draw what :func:`compare` returned; returns the pictures' paths.
+
+    ``results.png``, ``distances.png``, ``agreement.png``, ``umap.png``, ``gallery.png``; and of the
+    slide with the most even share of tumour ``grid.png``, ``pairs.png`` and a heat map a method,
+    when the tiles come from slides. Galleries, UMAP and heat maps show ours and ImageNet's.
+
+    Args:
+        tiles: Table of n tiles.
+        descriptors: Method to ``(n, d)``.
+        rows: Rows of results.
+        source: Where the pixels are.
+        folder: Where the pictures go.
+        near_tiles: Near, in tile widths.
+        far_tiles: Far, in tile widths.
+        k: Neighbours of the heat map's score.
+        seed: Of draws and of UMAP.
+    """
+    folder = Path(folder)
+    near_um, far_um = near_far_um(tiles, near_tiles, far_tiles)
+    main = {name: descriptors[name] for name in ("spatial", "imagenet") if name in descriptors}
+    main = main or dict(descriptors)
+    drawn = {"results": figures.results_bars(rows)}
+    pairs, _ = slide_pairs(tiles, near_um, far_um, seed)
+    if len(pairs):
+        anchor, near, far = pairs.T
+        unit = {name: unit_length(values) for name, values in descriptors.items()}
+        drawn["distances"] = figures.distance_distributions(
+            {
+                name: (pair_distances(d, d, anchor, near), pair_distances(d, d, anchor, far))
+                for name, d in unit.items()
+            }
+        )
+    drawn["umap"] = figures.umap_panels(*_in_the_plane(tiles, main, seed))
+    labelled = tiles["label"].notna().to_numpy()
+    if labelled.any():
+        edges = np.array([0, 1.5, 3, 5, 8, 12, 16, 20, 25, 30, 40]) * tile_um(tiles)
+        agreement = label_agreement(tiles, edges, np.random.default_rng(seed))
+        drawn["agreement"] = figures.agreement_by_distance(
+            agreement, near_um=near_um, far_um=far_um
+        )
+        drawn["gallery"] = _gallery(tiles, main, source, seed)
+    if tiles.attrs["source"]["kind"] == "slides":
+        drawn |= _on_a_slide(tiles, main, near_um, far_um, k)
+    paths = []
+    for name, figure in drawn.items():
+        paths.append(folder / f"{name}.png")
+        figures.save(figure, paths[-1])
+    return paths
+
+
+def _in_the_plane(
+    tiles: pd.DataFrame, descriptors: Mapping[str, NDArray[np.float32]], seed: int
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[Any], NDArray[Any]]:
+    """UMAP of some tiles, by method, with their tissue and slide."""
+    from umap import UMAP  # slow to import
+
+    rng = np.random.default_rng(seed)
+    some = np.sort(rng.permutation(len(tiles))[:UMAP_TILES])
+    plane = {}
+    for name, values in descriptors.items():
+        with warnings.catch_warnings():  # it warns that a seed means one thread, as we want
+            warnings.simplefilter("ignore", UserWarning)
+            umap = UMAP(metric="cosine", random_state=seed, n_jobs=1)
+            plane[name] = np.asarray(umap.fit_transform(values[some]), np.float32)
+    chosen = tiles.iloc[some]
+    return plane, chosen["region"].to_numpy(object), chosen["slide_id"].to_numpy(object)
+
+
+def _gallery(
+    tiles: pd.DataFrame,
+    descriptors: Mapping[str, NDArray[np.float32]],
+    source: TileSource,
+    seed: int,
+) -> Any:
+    """Tumour queries drawn by lot, one a patient, and what each method finds for them."""
+    known = tiles[tiles["label"].notna().to_numpy()]
+    positions = known.index.to_numpy()
+    labels = known["label"].to_numpy(np.int64)
+    tumour = known[labels == 1].sample(frac=1, random_state=seed)
+    queries = tumour.drop_duplicates("patient_id").head(QUERIES).index.to_numpy()
+    patients = tiles["patient_id"].to_numpy(object)
+    answers, correct = {}, {}
+    for name, values in descriptors.items():
+        unit = unit_length(values)
+        found, _ = neighbours(
+            unit[queries], unit[positions], patients[queries], patients[positions], NEIGHBOURS
+        )
+        hits = positions[found]
+        tile_px = int(tiles.attrs["tile_px"])
+        read = source.read(tiles.iloc[hits.ravel()])
+        answers[name] = read.reshape(*hits.shape, tile_px, tile_px, 3)
+        correct[name] = (labels[found] == 1).astype(int)
+    names = [f"tumour, {tiles.loc[at, 'slide_id']}" for at in queries]
+    return figures.gallery(source.read(tiles.iloc[queries]), answers, correct, names=names)
+
+
+def _on_a_slide(
+    tiles: pd.DataFrame,
+    descriptors: Mapping[str, NDArray[np.float32]],
+    near_um: float,
+    far_um: float,
+    k: int,
+) -> dict[str, Any]:
+    """Grid, pairs and heat maps of one slide: that with about as much tumour as other tissue."""
+    share = tiles.groupby("slide_id")["label"].mean().astype(float).fillna(0)
+    slide_id = str((share - 0.5).abs().idxmin())
+    where = tiles.attrs["source"]["slides"][slide_id]
+    slide = Slide(where["path"], where["mpp"])
+    own = np.flatnonzero(tiles["slide_id"] == slide_id)
+    rows = tiles.iloc[own]
+    # The anchor farthest to one side has the most far tiles to show.
+    anchor = int(own[rows["x"].to_numpy().argmin()])
+    drawn = {
+        "grid": figures.slide_with_grid(slide, rows),
+        "pairs": figures.near_far_on_slide(slide, tiles, anchor, near_um=near_um, far_um=far_um),
+    }
+    if 0 < share[slide_id] < 1 and (tiles["slide_id"] != slide_id).any():
+        for name, values in descriptors.items():
+            scores = tumour_share(tiles, values, k=k, slide_id=slide_id)
+            drawn[f"heatmap-{name}"] = figures.heat_map(slide, rows, scores)
+    return drawn
