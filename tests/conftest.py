@@ -1,0 +1,72 @@
+"""Fixtures for all tests: the optional folder of real data, and small synthetic slides."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pyvips
+import tifffile
+from numpy.typing import NDArray
+
+MPP = 0.5
+GLASS, STROMA, NUCLEUS = (243, 241, 244), (222, 150, 190), (95, 60, 135)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real slides and data beside the repository; without it the test skips."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder of real slides and data, ../shared")
+    return folder
+
+
+def draw_tissue(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
+    """A disc of stroma with dark nuclei on glass, ``(height, width, 3)``; 0.5 um per pixel."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    image = np.empty((height, width, 3))
+    image[:] = GLASS
+    inside = ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2) < 0.3**2
+    image[inside] = STROMA
+    for centre in rng.uniform(0, 1, (width * height // 1500, 2)) * (width, height):
+        left, top = np.maximum(centre.astype(int) - 8, 0)
+        window = np.s_[top : top + 17, left : left + 17]
+        near = (x[window] - centre[0]) ** 2 + (y[window] - centre[1]) ** 2 < 49
+        image[window][near & inside[window]] = NUCLEUS
+    image += rng.normal(0, 3, image.shape)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def write_slide(path: Path, image: NDArray[np.uint8], mpp: float | None = MPP) -> Path:
+    """A pyramidal TIFF with JPEG tiles, as scanners and converters write them."""
+    resolution = {} if mpp is None else {"xres": 1000 / mpp, "yres": 1000 / mpp, "resunit": "cm"}
+    pyvips.Image.new_from_array(image).tiffsave(
+        str(path), tile=True, pyramid=True, compression="jpeg", Q=90, **resolution
+    )
+    return path
+
+
+def write_lossless(
+    path: Path, levels: list[NDArray[np.uint8]], mpp: tuple[float, float] = (MPP, MPP)
+) -> Path:
+    """A tiled TIFF with exactly these levels and pixels."""
+    with tifffile.TiffWriter(path) as tiff:
+        for i, level in enumerate(levels):
+            tiff.write(
+                level,
+                tile=(256, 256),
+                photometric="rgb",
+                compression="zlib",
+                subfiletype=int(i > 0),
+                resolution=(1e4 / mpp[0], 1e4 / mpp[1]) if i == 0 else None,
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+    return path
+
+
+@pytest.fixture(scope="session")
+def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic slide of 2000 x 1500 px at 0.5 um with a disc of tissue."""
+    return write_slide(tmp_path_factory.mktemp("slide") / "disc.tif", draw_tissue(2000, 1500))
