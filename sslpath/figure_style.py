@@ -28,7 +28,7 @@ PALETTE = {
 }
 # The part of it that also stands out from H&E (teal does not, to some eyes).
 ON_TISSUE = ("blue", "orange", "black")
-HEAT = "cividis"  # runs from dark blue to yellow, the same to nearly every eye
+HEAT = "viridis"  # from dark to light to every eye, and nowhere grey like the slide below it
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*", "h", "p")
 LOOKS = {  # method: colour, marker
     "spatial": ("blue", "o"),
@@ -48,6 +48,8 @@ STYLE: dict[str, Any] = {
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
+    "figure.constrained_layout.h_pad": 0.08,  # inches
+    "figure.constrained_layout.w_pad": 0.08,
     "figure.facecolor": "white",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same figure everywhere

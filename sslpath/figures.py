@@ -31,10 +31,11 @@ __all__ = [
 ]
 
 METRIC_NAMES = {
-    "tumour_top1": "tumour found first",
+    "tumour_top1": "tumour, nearest tile",
+    "tumour_p_at_10": "tumour, 10 nearest tiles",
     "knn_auc": "area under the ROC curve",
     "addr_global": "distance ratio, all pairs",
-    "addr_median": "distance ratio, median of slides",
+    "addr_median": "distance ratio, median slide",
 }
 NO_EFFECT = {"addr_global": 1.0, "addr_median": 1.0, "knn_auc": 0.5}
 
@@ -120,36 +121,46 @@ def umap_panels(
 
 def _scatter(ax: Axes, xy: NDArray[np.float64], members: NDArray[Any], name: str) -> None:
     kinds = sorted(set(members), key=lambda kind: (kind == "unknown", kind))
-    colours = [c for n, c in PALETTE.items() if n != "grey"]
-    size = float(np.clip(12_000 / max(1, len(xy)), 3, 26))
-    handles = []
-    looks = {
-        kind: (colours[i % len(colours)], MARKERS[(i + i // len(MARKERS)) % len(MARKERS)])
-        for i, kind in enumerate(kinds)
-    }
-    if "unknown" in looks:
-        looks["unknown"] = ("#C8C8C8", ".")
+    looks = _looks(kinds)
+    size = float(np.clip(20_000 / max(1, len(xy)), 7, 26))
     for part in np.array_split(np.arange(len(xy)), 20):  # groups take turns, so none hides another
-        for kind, (colour, marker) in looks.items():
+        for kind, (colour, marker, filled) in looks.items():
             at = part[members[part] == kind]
-            style: dict[str, Any] = {
-                "color": colour,
-                "marker": marker,
-                "s": size,
-                "linewidths": 0,
-                "alpha": 0.8,
-            }
-            ax.scatter(xy[at, 0], xy[at, 1], **style)
-    for kind, (colour, marker) in looks.items():
-        handles.append(
-            Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=6, label=kind)
+            ax.scatter(
+                xy[at, 0], xy[at, 1], s=size, marker=marker, alpha=0.8, edgecolors=colour,
+                facecolors=colour if filled else "none", linewidths=0 if filled else 0.8,
+            )  # fmt: skip
+    handles = [
+        Line2D(
+            [], [], color=colour, marker=marker, linestyle="none", markersize=6, label=kind,
+            markerfacecolor=colour if filled else "none",
         )
+        for kind, (colour, marker, filled) in looks.items()
+    ]  # fmt: skip
     if len(kinds) <= 14:
         ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     else:
         ax.set_xlabel(f"{len(kinds)} {name}s, a colour and marker each")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
+
+
+def _looks(kinds: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
+    """Colour, marker and whether it is filled. Tumours of all kinds share a colour of their own."""
+    looks, others = {}, [c for n, c in PALETTE.items() if n not in ("grey", "orange")]
+    if not any(kind.startswith("tumour") for kind in kinds):
+        others.insert(1, PALETTE["orange"])
+    plain = 0
+    for i, kind in enumerate(kinds):
+        marker = MARKERS[i % len(MARKERS)]
+        if kind == "unknown":
+            looks[kind] = ("#C8C8C8", ".", True)
+        elif kind.startswith("tumour"):
+            looks[kind] = (PALETTE["orange"], marker, True)
+        else:
+            looks[kind] = (others[plain % len(others)], marker, plain // len(others) % 2 == 0)
+            plain += 1
+    return looks
 
 
 @styled
@@ -187,6 +198,7 @@ def distance_distributions(distances: Mapping[str, tuple[ArrayLike, ArrayLike]])
         ax.set_yticks([])
         ax.grid(visible=False)
     axes[0].set_ylabel("pairs")
+    axes[0].set_ylim(0, axes[0].get_ylim()[1] * 1.18)
     axes[-1].legend(loc="upper right")
     return figure
 
@@ -203,12 +215,12 @@ def agreement_by_distance(
 
     Args:
         agreement: From :func:`sslpath.pairs.label_agreement`: ``low_um``, ``high_um``, ``n``,
-            ``agreement``.
+            ``agreement``. Bins of fewer than 30 pairs are not drawn.
         near_um: Marked, if given.
         far_um: Marked, if given.
         chance: Probability for two tiles of the slide at random, if known.
     """
-    known = agreement[agreement["n"] > 0]
+    known = agreement[agreement["n"] >= 30]
     x = (known["low_um"] + known["high_um"]).to_numpy(np.float64) / 2000
     p, n = known["agreement"].to_numpy(np.float64), known["n"].to_numpy(np.float64)
     error = 1.96 * np.sqrt(p * (1 - p) / n)
@@ -224,11 +236,8 @@ def agreement_by_distance(
             ax.axvline(value / 1000, color=PALETTE["black"], linewidth=1.2, linestyle=style)
             ax.text(value / 1000, 0.98, text, transform=ax.get_xaxis_transform(), ha=side, va="top")
     if chance is not None:
-        ax.axhline(chance, color=PALETTE["grey"], linestyle=":", linewidth=1.4)
-        ax.text(
-            0.99, chance, "two tiles at random", transform=ax.get_yaxis_transform(), ha="right",
-            va="bottom", color=PALETTE["grey"], fontsize=9,
-        )  # fmt: skip
+        ax.axhline(chance, color=PALETTE["grey"], linestyle=":", label="two tiles at random")
+        ax.legend(loc="upper right")
     ax.set(xlabel="distance on the slide (mm)", ylabel="probability of the same label")
     ax.set_xlim(0, None)
     return figure
@@ -256,7 +265,7 @@ def results_bars(
         raise ConfigError(f"Give one row a method for each of {list(metrics)}, of one data set.")
     methods = list(dict.fromkeys(method for _, method in chosen if method != "chance"))
     figure = Picture(
-        figsize=(2.5 * len(metrics) + 0.8, 0.42 * len(methods) + 1.1), layout="constrained"
+        figsize=(2.5 * len(metrics) + 0.8, 0.42 * len(methods) + 1.3), layout="constrained"
     )
     axes = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
     for ax, metric in zip(axes, metrics, strict=True):
@@ -279,6 +288,10 @@ def results_bars(
         ax.set_title(METRIC_NAMES.get(metric, metric.replace("_", " ")), fontsize=9)
         ax.margins(x=0.15)
         ax.grid(visible=False, axis="y")
+    figure.supxlabel(
+        "value and 95 % interval over patients; dotted: chance, or no difference",
+        fontsize=9, color=PALETTE["grey"],
+    )  # fmt: skip
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].set_ylim(len(methods) - 0.5, -0.7)
     return figure

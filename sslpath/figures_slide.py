@@ -55,15 +55,20 @@ def _canvas(slide: Slide, max_px: int, panels: int = 1) -> tuple[Picture, list[A
     image, mpp = slide.thumbnail(max_px)
     width = WIDTH if panels == 1 else WIDTH * 1.4
     tall = min(1.6, image.shape[0] / image.shape[1]) * width / panels
-    figure = Picture(figsize=(width, tall + 0.7), layout="constrained")
+    # Room for a title and a key, or for a colour bar.
+    figure = Picture(figsize=(width, tall + (0.7 if panels == 1 else 1.3)), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     return figure, list(axes), (image, mpp)
 
 
 def _veil(ax: Axes, squares: NDArray[np.float64], width: float, height: float) -> None:
     """Pale out what no tile covers."""
-    frame = shapely.box(0, 0, width, height)
-    rest = shapely.difference(frame, shapely.union_all(shapely.polygons(squares)))
+    side = np.ptp(squares[0, :, 0])
+    # A trifle larger than they are: rounding to whole pixels leaves gaps between tiles.
+    covered = shapely.union_all(
+        shapely.buffer(shapely.polygons(squares), side / 50, join_style="mitre")
+    )
+    rest = shapely.difference(shapely.box(0, 0, width, height), covered)
     ax.add_patch(_patch(rest, facecolor="white", edgecolor="none", alpha=0.55))
 
 
@@ -101,7 +106,7 @@ def slide_with_grid(slide: Slide, tiles: pd.DataFrame, *, max_px: int = 2000) ->
     kinds: tuple[tuple[NDArray[np.bool_], str, str, str, float], ...] = (
         (~tumour & ~unknown, "labelled, no tumour", PALETTE["blue"], "-", 0),
         (unknown, "no label", PALETTE["black"], ":", 0),
-        (tumour, "tumour", PALETTE["orange"], "-", 0.18),
+        (tumour, "tumour", PALETTE["orange"], "-", 0.1),
     )
     handles: list[Any] = []
     for mask, name, colour, line, fill in kinds:
@@ -111,7 +116,7 @@ def slide_with_grid(slide: Slide, tiles: pd.DataFrame, *, max_px: int = 2000) ->
             # Drawn a little smaller than it is, so that outlines of two kinds lie side by side.
             area = shapely.union_all(shapely.polygons(squares[mask]))
             inner = area.buffer(-width / 800, join_style="mitre")
-            ax.add_patch(_patch(inner, path_effects=halo(3.2) if fill else None, **style))
+            ax.add_patch(_patch(inner, path_effects=halo(3.2), **style))
             handles.append(Patch(label=f"{name} ({mask.sum():,})", **style))
     side = float(np.sqrt(np.abs(np.prod(squares[0, 2] - squares[0, 0]))))
     ax.set_title(f"{slide.slide_id}: {len(own):,} tiles of {side:.0f} µm")
@@ -256,32 +261,31 @@ def gallery(
     """
     methods = list(answers)
     q, k, m = len(queries), max(answers[one].shape[1] for one in methods), len(methods)
-    gap, block = 0.55, m * 1.06  # in tile widths
-    rows_tall, wide = q * (block + gap), 2.0 + k * 1.06
-    left = 0.25 + 0.11 * max(len(one) for one in methods)
-    size = 0.95  # inches a tile
-    figure = Picture(figsize=((wide + left) * size, (rows_tall + 0.45) * size))
+    gap, block = 0.5, m * 1.06  # in tile widths
+    side = min(1.7, block - 0.06)
+    start = side + 0.3 + 0.1 * max(len(one) for one in methods)  # where the answers begin
+    wide, tall = start + k * 1.06, q * (block + gap) + (0.45 if correct else 0.1)
+    figure = Picture(figsize=(wide * 0.95, tall * 0.95))
     ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, wide + left), ylim=(rows_tall + 0.4, -0.05))
+    ax.set(xlim=(0, wide), ylim=(tall, 0))
     ax.set_axis_off()
     for i, query in enumerate(queries):
         top = i * (block + gap) + gap
-        side = min(1.7, block - 0.06)
         y = top + (block - 0.06 - side) / 2
         _tile(ax, query, 0.1, y, side, PALETTE["black"])
         ax.text(0.1, top - 0.1, names[i] if names else "query", fontweight="bold", va="bottom")
         for j, method in enumerate(methods):
             row = top + j * 1.06
-            ax.text(1.9 + left, row + 0.5, method, ha="right", va="center", fontsize=9)
+            ax.text(start - 0.1, row + 0.5, method, ha="right", va="center", fontsize=9)
             for n, image in enumerate(answers[method][i]):
                 known = -1 if correct is None else int(np.asarray(correct[method])[i, n])
                 colour = {1: PALETTE["blue"], 0: PALETTE["orange"]}.get(known, PALETTE["grey"])
-                x = 2.0 + left + n * 1.06
+                x = start + n * 1.06
                 _tile(ax, image, x, row, 1.0, colour)
                 if known >= 0:
                     _mark(ax, x + 0.15, row + 0.15, bool(known))
     if correct is not None:
-        y = rows_tall + 0.22
+        y = tall - 0.22
         for x, known, text in ((0.25, True, "query's label"), (2.6, False, "another label")):
             _mark(ax, x, y, known)
             ax.text(x + 0.2, y, text, va="center", fontsize=9)
