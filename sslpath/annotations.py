@@ -154,14 +154,14 @@ def share_inside(area: BaseGeometry, boxes: NDArray[np.object_]) -> NDArray[np.f
     parts = shapely.get_parts(area)
     if not len(parts) or not len(boxes):
         return inside
-    # Most tiles lie wholly inside or outside; only those on an outline need the costly overlay.
-    tree = shapely.STRtree(parts)
-    box, part = tree.query(boxes, predicate="intersects")
-    covered = np.zeros(len(box), bool)
+    # Most tiles lie wholly inside or outside, which prepared outlines tell quickly; only those on
+    # an outline need the costly overlay.
     shapely.prepare(parts)
-    covered[:] = shapely.covers(parts[part], boxes[box])
+    box, part = shapely.STRtree(parts).query(boxes)
+    touching = shapely.intersects(parts[part], boxes[box])
+    box, part = box[touching], part[touching]
     overlap = shapely.area(boxes[box])
-    cut = ~covered
+    cut = ~shapely.covers(parts[part], boxes[box])
     overlap[cut] = shapely.area(shapely.intersection(parts[part[cut]], boxes[box[cut]]))
     np.add.at(inside, box, overlap)
     return np.asarray(np.clip(inside / shapely.area(boxes), 0.0, 1.0))
