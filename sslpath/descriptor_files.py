@@ -6,6 +6,7 @@ Beside them ``failed.csv`` lists the tiles that could not be read.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,6 +112,11 @@ def load_slide(path: str | Path) -> SlideDescriptors:
                         "Descriptors are `features` (n, d) and `coords` (n, 2), one file a slide: "
                         "make them with `sslpath embed`, CLAM or TRIDENT."
                     )
+                if not _whole(file[name]):
+                    raise DescriptorError(
+                        f"{path} was cut short: rows of `{name}` were announced and never "
+                        "written. Delete it and run `sslpath embed` again."
+                    )
             features, coords = file["features"][()], file["coords"][()]
             attrs = {**file["coords"].attrs, **file["features"].attrs, **file.attrs}
     except FileNotFoundError as error:
@@ -124,6 +130,27 @@ def load_slide(path: str | Path) -> SlideDescriptors:
         ) from error
     check(features, coords, str(path), "the file; delete it and run `sslpath embed` again")
     return SlideDescriptors(features.astype(np.float32), coords.astype(np.int64), attrs)
+
+
+def _whole(data: h5py.Dataset) -> bool:
+    """Whether every row was written; HDF5 hands out zeros for those that were not."""
+    if data.chunks is None:
+        return bool(data.size == 0 or data.id.get_storage_size() > 0)
+    wanted = math.prod(-(-n // step) for n, step in zip(data.shape, data.chunks, strict=True))
+    return bool(data.id.get_num_chunks() == wanted)
+
+
+def stored_bytes(folder: str | Path) -> float:
+    """Bytes on disk for each descriptor in a folder, everything included.
+
+    Raises:
+        DescriptorError: If there is none, or a file is damaged.
+    """
+    paths = sorted(Path(folder).glob("*.h5"))
+    tiles = sum(len(load_slide(path).coords) for path in paths)
+    if not tiles:
+        raise DescriptorError(f"No descriptors in {folder}; make them with `sslpath embed`.")
+    return sum(path.stat().st_size for path in paths) / tiles
 
 
 def check(features: Any, coords: Any, what: str, blame: str) -> None:

@@ -11,6 +11,7 @@ the cosine does; see :func:`unit_length`.
 import time
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from sslpath import metrics
+from sslpath.descriptor_files import stored_bytes
 from sslpath.errors import ConfigError, DescriptorError, TableError
 from sslpath.metrics import Score
 from sslpath.neighbours import neighbours, pair_distances, unit_length
@@ -319,44 +321,42 @@ def cost(
     method: str,
     descriptors: ArrayLike,
     *,
+    folder: str | Path | None = None,
     k: int = 10,
     queries: int = 256,
     repeats: int = 7,
     data: str = "",
 ) -> list[dict[str, Any]]:
-    """What a method costs to keep and to search: rows ``bytes_per_tile`` and ``query_us``.
+    """What a method costs to keep and to search.
+
+    Rows ``bytes_per_tile`` (as float32 in memory), ``stored_bytes_per_tile`` (on disk, if
+    ``folder`` is given) and ``query_us`` (exact search, with the least and the largest of the
+    repeats in place of an interval).
 
     Args:
         method: The method's name.
         descriptors: Its descriptors, (n, d).
+        folder: Where they are stored.
         k: Neighbours asked for.
         queries: Tiles searched for at a time; the time is for one of them.
-        repeats: The median of this many is reported, their least and largest as its interval.
+        repeats: The median of this many is reported.
         data: Name of the data, for the rows.
     """
     unit = unit_length(descriptors)
-    asked = unit[np.linspace(0, len(unit) - 1, min(queries, len(unit))).astype(int)]
+    n, d = unit.shape
+    asked = unit[np.linspace(0, n - 1, min(queries, n)).astype(int)]
     neighbours(asked, unit, k=k)  # warm
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         neighbours(asked, unit, k=k)
         times.append((time.perf_counter() - start) / len(asked) * 1e6)
-    size = unit.shape[1] * 4
-    extra = {"dim": unit.shape[1], "tiles": len(unit)}
-    return [
-        row(method, "bytes_per_tile", size, size, size, len(unit), 0, data, **extra),
-        row(
-            method,
-            "query_us",
-            float(np.median(times)),
-            min(times),
-            max(times),
-            repeats,
-            0,
-            data,
-            k=k,
-            batch=len(asked),
-            **extra,
-        ),
-    ]
+    about = {"dim": d, "tiles": n}
+    rows = [row(method, "bytes_per_tile", d * 4, n=n, data=data, **about)]
+    if folder is not None:
+        stored = stored_bytes(folder)
+        rows.append(row(method, "stored_bytes_per_tile", stored, n=n, data=data, **about))
+    middle, least, most = float(np.median(times)), min(times), max(times)
+    about |= {"k": k, "batch": len(asked)}
+    rows.append(row(method, "query_us", middle, least, most, repeats, data=data, **about))
+    return rows

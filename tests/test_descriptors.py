@@ -219,6 +219,20 @@ def damage_fractions(path):
         file["coords"] = np.full((5, 2), 0.5)
 
 
+def damage_announced_rows(path):
+    """As a writer leaves it that is killed between growing the file and filling it."""
+    with h5py.File(path, "a") as file:
+        for name in ("features", "coords"):
+            rows, width = file[name].chunks[0], file[name].shape[1]
+            file[name].resize((5 + 3 * rows, width))
+
+
+def damage_never_written(path):
+    with h5py.File(path, "a") as file:
+        del file["features"]
+        file.create_dataset("features", (5, 10**12), np.float32)
+
+
 DAMAGES = [value for name, value in list(globals().items()) if name.startswith("damage_")]
 
 

@@ -230,12 +230,12 @@ def test_95_percent_intervals_cover_the_truth_in_about_95_percent_of_studies():
         assert 0.90 <= times / studies <= 0.985, (name, times / studies)
 
 
-def test_2000_resamples_of_100_patients_take_less_than_two_seconds():
+def test_2000_resamples_of_100_patients_take_a_few_seconds_at_most():
     labels, found, patients = some_answers(0, q=20_000, patients=100)
     start = time.perf_counter()
     metrics.knn_auc(labels, found, patients).interval(2000)
     metrics.precision_at_k(labels, found, patients).interval(2000)
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 6  # a loop over resamples takes minutes
 
 
 def test_a_single_patient_has_no_interval_and_rare_tumour_leaves_resamples_out():

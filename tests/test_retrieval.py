@@ -10,9 +10,12 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from sslpath import retrieval
+from sslpath.datasets.idc import idc_tiles
+from sslpath.descriptors import compute, read_descriptors, rgb_features, write_descriptors
 from sslpath.errors import ConfigError, DescriptorError, TableError
 from sslpath.results import markdown_table, write_results
 from sslpath.retrieval import cost, evaluate, search, slide_pairs, tumour_share
+from sslpath.sources import open_source
 from sslpath.table import centres_um, make_table
 
 WIDTH = 112.0  # um: a tile of 224 level-0 px at 0.5 um
@@ -300,9 +303,46 @@ def test_the_heat_map_scores_are_the_shares_that_the_auc_ranks_by():
         tumour_share(alone, some_descriptors(alone, 1))
 
 
-def test_cost_counts_float32_bytes_and_measures_a_positive_time():
-    size, took = cost("a", np.random.default_rng(0).normal(size=(500, 128)), data="toy")
+def test_cost_counts_bytes_in_memory_and_on_disk_and_measures_a_positive_time(tmp_path):
+    features = np.random.default_rng(0).normal(size=(500, 128))
+    write_descriptors(tmp_path, "a", features, np.arange(1000).reshape(500, 2))
+    size, stored, took = cost("a", features, folder=tmp_path, data="toy")
     assert (size["metric"], size["value"]) == ("bytes_per_tile", 512)
+    assert stored["metric"] == "stored_bytes_per_tile"
+    assert 512 + 16 <= stored["value"] < 600
     assert 0 < took["low"] <= took["value"] <= took["high"]
     assert took["hardware"]
-    assert "query_us" in markdown_table(json.loads(json.dumps([size, took])))
+    assert "query_us" in markdown_table(json.loads(json.dumps([size, stored, took])))
+    with pytest.raises(DescriptorError, match="No descriptors"):
+        cost("a", features, folder=tmp_path / "empty")
+
+
+def test_the_order_of_the_table_changes_no_retrieval_result():
+    tiles = some_tiles(patients={f"s{i}": f"p{i // 2}" for i in range(6)})
+    tiles.loc[::9, "label"] = pd.NA
+    features = some_descriptors(tiles, 1)
+    order = np.random.default_rng(1).permutation(len(tiles))
+    one = evaluated(tiles, {"a": features})
+    other = evaluated(tiles.iloc[order], {"a": features[order]})
+    for a, b in zip(one, other, strict=True):
+        if a["method"] != "chance" and not a["metric"].startswith("addr"):
+            assert (a["metric"], a["n"]) == (b["metric"], b["n"])
+            assert a["value"] == pytest.approx(b["value"])
+            assert a["low"] == pytest.approx(b["low"])
+
+
+def test_on_real_breast_tiles_even_colour_finds_tumour_beyond_chance(shared, tmp_path):
+    tiles = idc_tiles(shared / "real/idc/IDC_regular_ps50_idx5_sample.zip", progress=False)
+    some = tiles["patient_id"].isin(sorted(set(tiles["patient_id"]))[:60])
+    attrs, tiles = tiles.attrs, tiles[some].reset_index(drop=True)
+    tiles.attrs = attrs
+    failed = compute(
+        tiles, rgb_features, open_source(tiles), tmp_path, attrs={"arch": "rgb"}, progress=False
+    )
+    assert failed.empty
+    rows = evaluated(
+        tiles, {"rgb": read_descriptors(tmp_path, tiles)}, near_um=8 * 200, far_um=30 * 200
+    )
+    assert value(rows, "rgb", "tumour_top1") > 2 * value(rows, "chance", "tumour_top1") - 0.1
+    assert 0.75 < value(rows, "rgb", "knn_auc") < 0.95
+    assert value(rows, "rgb", "addr_global") > 1.1
