@@ -8,6 +8,7 @@ tumour also holds stroma, lymphocytes, glands' lumens and necrosis).
 Not modelled: more than one node on a slide, and anything that a lymph node does not hold.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,13 +121,12 @@ def make_layout(
     y, x = (np.indices(shape, dtype=np.float32) + 0.5) * cell_um
     width, height = w * cell_um, h * cell_um
 
-    def noise(scale_um: float, octaves: int = 1) -> Field:
-        scale = max(0.8, scale_um / cell_um)
-        return fractal(rng, shape, scale, octaves) if octaves > 1 else smooth_noise(rng, shape, scale)
+    def noise(scale_um: float, octaves: int = 1, gain: float = 0.55) -> Field:
+        return fractal(rng, shape, max(0.8, scale_um / cell_um), octaves, gain)
 
     # The node: a warped ellipse, often cut off by the border of the scanned area.
     cx, cy = rng.uniform(0.3, 0.7) * width, rng.uniform(0.3, 0.7) * height
-    a, b = rng.uniform(0.48, 0.8) * width, rng.uniform(0.48, 0.8) * height
+    a, b = rng.uniform(0.4, 0.75) * width, rng.uniform(0.42, 0.8) * height
     turn = rng.uniform(-0.5, 0.5)
     dx, dy = x - cx, y - cy
     dx, dy = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
@@ -159,7 +159,7 @@ def make_layout(
     kind[warped < thickness + rng.uniform(8, 30) * np.exp(0.5 * noise(120))] = SINUS
     kind[warped < thickness] = CAPSULE
     # Around the node: fat with strands, then glass. A hilum of fat and stroma reaches in.
-    reach = rng.uniform(0, 420) * np.exp(0.6 * noise(300, 3)) - 40
+    reach = rng.uniform(0, 1) ** 2 * 900 * np.exp(0.6 * noise(300, 3)) - 30
     hilum_x, hilum_y = cx + a * rng.uniform(-0.9, 0.9), cy + b * rng.choice([-0.75, 0.75])
     hilum_size = rng.uniform(0, 520)
     hilum = hilum_size - np.hypot(x - hilum_x, (y - hilum_y) / 1.3) + 130 * noise(160, 3)
@@ -193,10 +193,18 @@ def make_layout(
     return Layout(labels, kind, tissue, epithelium, hollow, depth, noise(400, 3))
 
 
-def _vessels(rng, x, y, kind, tissue, noise):  # type: ignore[no-untyped-def]
+def _vessels(
+    rng: np.random.Generator,
+    x: Field,
+    y: Field,
+    kind: NDArray[np.uint8],
+    tissue: Field,
+    noise: Callable[..., Field],
+) -> Field:
     """Cut vessels into ``kind`` (in place); returns the field of their lumens."""
     hollow = np.full(kind.shape, -1, np.float32)
     width, height = float(x.max()), float(y.max())
+    bend_x, bend_y = 25 * noise(80, 2), 25 * noise(80, 2)
     for _ in range(int(rng.poisson(4e-6 * width * height)) + 1):
         row, column = rng.integers(kind.shape[0]), rng.integers(kind.shape[1])
         if tissue[row, column] < 60:
@@ -204,17 +212,25 @@ def _vessels(rng, x, y, kind, tissue, noise):  # type: ignore[no-untyped-def]
         lumen = float(np.exp(rng.uniform(np.log(4), np.log(45))))
         wall = 5 + lumen * rng.uniform(0.15, 0.9)
         angle, half = rng.uniform(0, np.pi), lumen * rng.exponential(1.2)
-        dx, dy = x - x[row, column], y - y[row, column]
+        dx, dy = x - x[row, column] + bend_x, y - y[row, column] + bend_y
         along = np.clip(dx * np.cos(angle) + dy * np.sin(angle), -half, half)
         gap = np.hypot(dx - along * np.cos(angle), dy - along * np.sin(angle))
-        gap = gap + 0.25 * lumen * noise(max(20.0, 1.5 * lumen), 2)
+        gap = gap + 0.3 * lumen * noise(max(20.0, 1.5 * lumen), 2)
         kind[gap < lumen + wall] = WALL
         kind[gap < lumen] = VESSEL
         hollow = np.maximum(hollow, (lumen - gap) / 10)
     return hollow
 
 
-def _tumour(rng, kind, depth, tissue, noise, share, grades):  # type: ignore[no-untyped-def]
+def _tumour(
+    rng: np.random.Generator,
+    kind: NDArray[np.uint8],
+    depth: Field,
+    tissue: Field,
+    noise: Callable[..., Field],
+    share: float,
+    grades: tuple[int, ...],
+) -> tuple[NDArray[np.uint8], Field, Field]:
     """Outline tumour and its nests: (grade's tissue or 0, epithelium field, lumen field)."""
     place = np.zeros(kind.shape, np.uint8)
     nothing = np.full(kind.shape, -1, np.float32)
@@ -222,7 +238,7 @@ def _tumour(rng, kind, depth, tissue, noise, share, grades):  # type: ignore[no-
     if share <= 0 or not node.any():
         return place, nothing, nothing
     # Metastases start at the subcapsular sinus and grow inwards, with islands before the front.
-    potential = noise(rng.uniform(260, 480), 5) + 0.7 * np.exp(-np.maximum(depth, 0) / 350)
+    potential = noise(rng.uniform(260, 480), 5, 0.75) + 0.7 * np.exp(-np.maximum(depth, 0) / 350)
     potential = potential - np.quantile(potential[node], 1 - share)
     potential = np.where(node, potential, -3).astype(np.float32)
     second = noise(300, 3) > 0
@@ -232,7 +248,7 @@ def _tumour(rng, kind, depth, tissue, noise, share, grades):  # type: ignore[no-
     lows, highs = (np.zeros(kind.shape, np.float32) for _ in range(2))
     shift = rng.uniform(-0.35, 0.5)  # some tumours are mostly stroma
     # Glands with lumens, cribriform nests, solid sheets: thresholds of epithelium and of lumen.
-    for g, low, high in ((1, -0.15, 0.85), (2, -0.35, 1.5), (3, -0.9, 3.2)):
+    for g, low, high in ((1, -0.2, 1.35), (2, -0.35, 1.9), (3, -0.9, 3.2)):
         lows[grade == g], highs[grade == g] = low + shift, high + shift
     cover = np.clip(noise(150, 3) * 0.5, -0.8, 1.2)
     epithelium = nests - lows - np.maximum(cover, 0) - 4 * np.maximum(-potential, 0)

@@ -10,35 +10,35 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.ndimage import gaussian_filter
-from scipy.spatial import cKDTree
 
+from sslpath.datasets import phantom_cells
 from sslpath.datasets import phantom_layout as lay
 from sslpath.datasets import phantom_nuclei as nuc
+from sslpath.datasets.phantom_layout import Field
+from sslpath.datasets.phantom_texture import Adipocytes, cut, step, wrapped_noise
 
-Field = NDArray[np.float32]
 BLOCK = 512
-WRAP = 2048  # side of the wrapped noise, px
+WRAP = 2048  # side of the wrapped noise, px; less on small slides
 
 # kind: eosin, haematoxylin, strength of fibres, threshold of gaps (sd), grain
 MATTER: dict[int, tuple[float, float, float, float, float]] = {
     lay.BACKGROUND: (0, 0, 0, 9.0, 0),
-    lay.CAPSULE: (66, 5, 0.55, 2.0, 0.05),
-    lay.STROMA: (52, 4, 0.75, 1.0, 0.08),
-    lay.DESMOPLASIA: (46, 8, 0.55, 1.5, 0.08),
-    lay.CORTEX: (30, 13, 0.15, 1.5, 0.30),
-    lay.MANTLE: (30, 16, 0.10, 2.2, 0.25),
-    lay.PARACORTEX: (32, 11, 0.15, 1.3, 0.30),
-    lay.GERMINAL: (34, 14, 0.05, 2.2, 0.28),
+    lay.CAPSULE: (54, 5, 0.55, 2.0, 0.05),
+    lay.STROMA: (45, 4, 0.75, 1.35, 0.08),
+    lay.DESMOPLASIA: (42, 8, 0.55, 1.85, 0.08),
+    lay.CORTEX: (22, 13, 0.12, 1.7, 0.28),
+    lay.MANTLE: (20, 16, 0.10, 2.4, 0.25),
+    lay.PARACORTEX: (26, 11, 0.15, 1.5, 0.30),
+    lay.GERMINAL: (24, 13, 0.05, 2.0, 0.28),
     lay.SINUS: (22, 5, 0.25, -0.1, 0.30),
     lay.FAT: (46, 4, 0.3, 2.0, 0.1),
     lay.VESSEL: (4, 0, 0, 9.0, 0.2),
-    lay.WALL: (58, 7, 0.5, 1.9, 0.08),
+    lay.WALL: (50, 7, 0.5, 1.9, 0.08),
     lay.NECROSIS: (52, 10, 0.1, 2.0, 0.45),
-    lay.TUMOUR1: (46, 8, 0.55, 1.5, 0.08),
-    lay.TUMOUR2: (46, 8, 0.55, 1.5, 0.08),
-    lay.TUMOUR3: (46, 8, 0.55, 1.5, 0.08),
+    lay.TUMOUR1: (42, 8, 0.55, 1.85, 0.08),
+    lay.TUMOUR2: (42, 8, 0.55, 1.85, 0.08),
+    lay.TUMOUR3: (42, 8, 0.55, 1.85, 0.08),
 }
 
 
@@ -66,63 +66,13 @@ class Phenotype:
 def phenotype(rng: np.random.Generator) -> Phenotype:
     """Draw a patient."""
     return Phenotype(
-        eosin=float(rng.uniform(26, 56)),
-        haematoxylin=float(rng.uniform(4, 26)),
-        membrane=float(rng.uniform(0, 0.5)),
+        eosin=float(rng.uniform(20, 50)),
+        haematoxylin=float(rng.uniform(5, 28)),
+        membrane=float(rng.uniform(0, 0.3)),
         clear=float(rng.choice([0.0, rng.uniform(0.2, 0.8)], p=[0.75, 0.25])),
         cleft=float(rng.choice([0.0, rng.uniform(0.3, 1.0)], p=[0.5, 0.5])),
-        collagen=float(np.exp(rng.normal(0, 0.16))),
+        collagen=float(np.exp(rng.normal(0, 0.12))),
     )
-
-
-def wrapped_noise(rng: np.random.Generator, *scales: tuple[float, float, float]) -> Field:
-    """Noise ``(WRAP, WRAP)`` of unit variance that wraps; scales are (weight, rows, columns) px."""
-    total = np.zeros((WRAP, WRAP), np.float32)
-    for weight, rows, columns in scales:
-        white = rng.standard_normal((WRAP, WRAP), dtype=np.float32)
-        smooth = gaussian_filter(white, (rows, columns), mode="wrap", truncate=3.0)
-        total += weight * smooth / smooth.std()
-    return np.asarray(total / total.std(), np.float32)
-
-
-def cut(field: Field, row: int, column: int, size: tuple[int, int], cell: int) -> Field:
-    """Upsample the part of a coarse ``field`` under a block of ``size`` px at (row, column)."""
-    box = (column / cell, row / cell, (column + size[1]) / cell, (row + size[0]) / cell)
-    left, top = max(0, int(box[0]) - 3), max(0, int(box[1]) - 3)
-    part = field[top : int(box[3]) + 4, left : int(box[2]) + 4]
-    box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-    image = Image.fromarray(np.ascontiguousarray(part, np.float32))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
-
-
-def step(x: Field, width: float) -> Field:
-    """0 well below zero, 1 well above, over about ``width``."""
-    y = np.clip(x / np.float32(width) + np.float32(0.5), 0, 1)
-    return np.asarray(y * y * (3 - 2 * y), np.float32)
-
-
-def fat_membranes(rng: np.random.Generator, layout: lay.Layout, mpp: float) -> Field:
-    """Distance to the nearest wall of an adipocyte, um, on a grid of half-size cells.
-
-    Walls lie between the cells of a Voronoi diagram with rounded corners.
-    """
-    h, w = layout.kind.shape
-    cell_um = lay.GRID_PX * mpp / 2
-    fat = np.kron(layout.kind == lay.FAT, np.ones((2, 2), bool))
-    walls = np.full(fat.shape, 60, np.float32)
-    n = int(h * w * (lay.GRID_PX * mpp) ** 2 / 500) + 8
-    radius = rng.normal(29, 6, n).clip(14, 48).astype(np.float32)
-    at = (rng.random((n, 2)) * [2 * w, 2 * h]).astype(np.float32)
-    keep = nuc.thin(at * cell_um, radius)
-    if not fat.any() or keep.sum() < 3:
-        return walls
-    row, column = np.nonzero(fat)
-    distance, _ = cKDTree(at[keep] * cell_um).query(
-        np.column_stack([column, row]) * cell_um, k=3, eps=0.0
-    )
-    a, b = distance[:, 1] - distance[:, 0], distance[:, 2] - distance[:, 0]
-    walls[row, column] = a * b / (a + b + 1e-3)
-    return walls
 
 
 class Painter:
@@ -149,24 +99,29 @@ class Painter:
             v = y * np.cos(angle) - x * np.sin(angle) + 45 * noise(120) + 4 * noise(22)
             self.fibres.append((u.astype(np.float32), v.astype(np.float32)))
         self.weave = (2.5 * noise(55)).astype(np.float32)
-        self.fibres.append((x + 0.7 * y + 20 * noise(60), layout.depth + 5 * noise(40)))
+        self.fibres.append(
+            (x + 0.7 * y + 20 * noise(60), gaussian_filter(layout.depth, 2.5) + 5 * noise(40))
+        )
         self.patch = noise(160)
         matter = np.array([MATTER[k] for k in range(lay.KINDS)], np.float32)[layout.kind]
         self.matter = [gaussian_filter(matter[..., i], 0.8) for i in range(matter.shape[-1])]
-        self.walls = fat_membranes(np.random.default_rng(seeds[1]), layout, mpp)
+        self.adipocytes = Adipocytes(np.random.default_rng(seeds[1]), layout, mpp)
+        self.bend = (5 * noise(28), 5 * noise(28))
         self.fat = gaussian_filter((layout.kind == lay.FAT).astype(np.float32), 0.8)
         s = 0.5 / mpp
-        self.fine = wrapped_noise(rng, (1.0, 1.3 * s, 16 * s), (0.9, 3.5 * s, 40 * s))
-        self.iso = wrapped_noise(rng, (1.0, 2.0 * s, 2.0 * s), (1.1, 6 * s, 6 * s))
-        self.grain = wrapped_noise(rng, (1.0, 0.8 * s, 0.8 * s), (0.8, 1.8 * s, 1.8 * s))
+        side = min(WRAP, 1 << int(max(self.shape) - 1).bit_length())
+        self.wrap = side - 1  # a mask: the side is a power of two
+        self.fine = wrapped_noise(rng, side, (1.0, 1.3 * s, 16 * s), (0.9, 3.5 * s, 40 * s))
+        self.iso = wrapped_noise(rng, side, (1.0, 2.0 * s, 2.0 * s), (1.1, 6 * s, 6 * s))
+        self.grain = wrapped_noise(rng, side, (1.0, 0.8 * s, 0.8 * s), (0.8, 1.8 * s, 1.8 * s))
         self._stamp(seeds[2])
 
     def _stamp(self, seed: np.random.SeedSequence) -> None:
         """Draw nuclei, cell bodies and red cells into planes of the whole slide."""
         rng = np.random.default_rng(seed)
-        cells = nuc.vary(rng)
-        sheets = [nuc.sprites(cell, self.mpp, rng) for cell in cells.values()]
-        axis = nuc.fibre_axis(self.layout)
+        cells = phantom_cells.vary(rng)
+        sheets = [phantom_cells.sprites(cell, self.mpp, rng) for cell in cells.values()]
+        axis = nuc.fibre_axis(self.layout, [self.fibres[0][1], self.fibres[1][1]], self.weave)
         infiltrate = float(rng.choice([0.03, 0.08, 0.2]))
         nuclei = nuc.place(rng, self.layout, cells, self.mpp, axis, infiltrate)
         self.count = len(nuclei.xy)
@@ -184,9 +139,9 @@ class Painter:
                 yield (row, column, *self.paint(row, column))
 
     def _lookup(self, texture: Field, u: Field, v: Field) -> Field:
-        iu = (u / self.mpp).astype(np.int32) & (WRAP - 1)
-        iv = (v / self.mpp).astype(np.int32) & (WRAP - 1)
-        return texture[iv, iu]
+        iu = (u / self.mpp).astype(np.int32) & self.wrap
+        iv = (v / self.mpp).astype(np.int32) & self.wrap
+        return np.asarray(texture[iv, iu])
 
     def paint(self, row: int, column: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Haematoxylin and eosin of the block whose top-left pixel is (row, column)."""
@@ -194,28 +149,27 @@ class Painter:
         area = np.s_[row : row + size[0], column : column + size[1]]
         cell, look, layout = lay.GRID_PX, self.look, self.layout
 
-        def up(field: Field, cell: int = cell) -> Field:
-            return cut(field, row, column, size, cell)
+        def up(field: Field, smooth: bool = False, cell: int = cell) -> Field:
+            return cut(field, row, column, size, cell, smooth)
 
-        tissue = up(layout.tissue)
+        tissue = up(layout.tissue, smooth=True)
         if tissue.max() < -20:
             return np.zeros(size, np.uint8), np.zeros(size, np.uint8)
-        y, x = np.ogrid[row : row + size[0], column : column + size[1]]
-        iso, grain = (
-            texture[y & (WRAP - 1), x & (WRAP - 1)] for texture in (self.iso, self.grain)
-        )
+        y = np.arange(row, row + size[0])[:, None]
+        x = np.arange(column, column + size[1])[None]
+        iso, grain = (texture[y & self.wrap, x & self.wrap] for texture in (self.iso, self.grain))
         eosin, haem, strength, gap, rough = (up(field) for field in self.matter)
 
         fibre = iso
         if strength.max() > 0.2:
             (u0, v0), (u1, v1), (u2, v2) = self.fibres
             weave = step(up(self.weave), 0.8)
-            fibre = self._lookup(self.fine, up(u0), up(v0))
-            fibre = fibre + weave * (self._lookup(self.fine, up(u1), up(v1)) - fibre)
+            fibre = self._lookup(self.fine, up(u0, True), up(v0, True))
+            fibre = fibre + weave * (self._lookup(self.fine, up(u1, True), up(v1, True)) - fibre)
             depth = np.abs(up(layout.depth))
             if depth.min() < 90:
                 near = step(70 - depth, 40)
-                fibre = fibre + near * (self._lookup(self.fine, up(u2), up(v2)) - fibre)
+                fibre = fibre + near * (self._lookup(self.fine, up(u2, True), up(v2, True)) - fibre)
         thread = np.clip(strength * 2, 0, 1)
         web = iso + thread * (fibre - iso)
         slow = 1 + 0.13 * up(self.patch)
@@ -227,18 +181,22 @@ class Painter:
 
         fat = up(self.fat)
         if fat.max() > 0.02:
-            wall = up(self.walls, cell // 2) - 1.1 - 0.35 * iso
-            empty = step(wall, 0.9) * step(fat - 0.5, 0.3)
+            wall = self.adipocytes.wall(
+                (x + 0.5) * self.mpp + up(self.bend[0], True),
+                (y + 0.5) * self.mpp + up(self.bend[1], True),
+            )
+            wall = wall - 0.9 - 0.15 * iso
+            empty = step(wall, 0.9) * step(fat - 0.5 + 0.08 * iso, 0.3)
             eosin *= 1 - empty
             haem *= 1 - empty
 
-        epithelium = up(layout.epithelium) + 0.08 * iso
+        epithelium = up(layout.epithelium, smooth=True) + 0.08 * iso
         nest = step(epithelium, 0.25)
         if nest.max() > 0:
             border = self.nearest[area].astype(np.float32) - self.second[area]
-            edge = np.exp(-((border / 9.0) ** 2)) * (self.second[area] > 30)
+            edge = np.exp(-((border / 15.0) ** 2)) * (self.second[area] > 30)
             far = np.clip((215 - self.nearest[area].astype(np.float32)) / 100, 0, 1)
-            body = look.eosin * slow * (1 + 0.22 * grain + 0.10 * iso + look.membrane * edge)
+            body = look.eosin * slow * (1 + 0.15 * grain + 0.13 * iso + look.membrane * edge)
             body *= 1 - look.clear * (1 - edge) * far
             eosin += nest * (body - eosin)
             haem += nest * (look.haematoxylin * (1 + 0.3 * grain) * (1 - look.clear * far) - haem)
@@ -247,7 +205,7 @@ class Painter:
                 shrunk *= step(up(self.patch), 1.0)
                 eosin *= 1 - 0.9 * shrunk
                 haem *= 1 - 0.9 * shrunk
-        hollow = step(up(layout.hollow) + 0.05 * iso, 0.12)
+        hollow = step(up(layout.hollow, smooth=True) + 0.05 * iso, 0.12)
         eosin *= 1 - 0.95 * hollow
         haem *= 1 - 0.95 * hollow
 

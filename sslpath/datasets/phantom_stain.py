@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sslpath.datasets.phantom_layout import GRID_PX, Field, fractal, smooth_noise
 
 UNIT = 80.0  # stain per optical density
-HAEMATOXYLIN = (0.65, 0.70, 0.29)
-EOSIN = (0.12, 0.93, 0.33)
+HAEMATOXYLIN = (0.62, 0.72, 0.32)
+EOSIN = (0.16, 0.84, 0.52)
 LABORATORIES = 6
 SCANNERS = 4
 
@@ -45,19 +45,21 @@ def colour(laboratory: int, scanner: int, rng: np.random.Generator) -> Colour:
     Laboratories and scanners are the same in every set; ``rng`` adds what differs between slides.
     """
     lab = np.random.default_rng([1, laboratory])
-    vectors = np.array([HAEMATOXYLIN, EOSIN]) + lab.normal(0, [[0.06, 0.04, 0.06], [0.05, 0.03, 0.09]])
+    vectors = np.array([HAEMATOXYLIN, EOSIN]) + lab.normal(
+        0, [[0.06, 0.04, 0.06], [0.05, 0.03, 0.09]]
+    )
     vectors = np.clip(vectors + rng.normal(0, 0.015, (2, 3)), 0.01, 1)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    amount = np.exp(lab.normal([0.05, -0.05], [0.2, 0.25]) + rng.normal(0, 0.13, 2))
+    amount = np.exp(lab.normal(0, [0.16, 0.2]) + rng.normal(0, 0.13, 2))
 
     camera = np.random.default_rng([2, scanner])
     white = camera.uniform(0.93, 0.985) * (1 + camera.normal(0, 0.008, 3))
     gamma = camera.uniform(0.85, 1.2)
-    saturation = camera.uniform(0.8, 1.2)
+    saturation = camera.uniform(0.75, 1.08)
     level = np.arange(256) / UNIT
-    density = (level[:, None, None] * amount[0]) * vectors[0] * 1.25
+    density = (level[:, None, None] * amount[0]) * vectors[0]
     density = density + (level[None, :, None] * amount[1]) * vectors[1]
-    light = np.minimum(white, 1) * np.exp(-np.log(10) * density * 0.62) ** gamma
+    light = np.minimum(white, 1) * np.exp(-np.log(10) * density * 0.6) ** gamma
     grey = light.mean(-1, keepdims=True)
     light = grey + saturation * (light - grey)
     # A floor of stray light: the darkest nucleus is not black.
@@ -77,9 +79,14 @@ def thickness(rng: np.random.Generator, shape: tuple[int, int], fold: bool) -> F
     if fold:
         for _ in range(int(rng.integers(1, 3))):
             wave = fractal(rng, shape, 130, 3)
-            at, width = rng.uniform(-0.8, 0.8), rng.uniform(0.02, 0.06)
-            part = smooth_noise(rng, shape, 120) > -0.2
-            thick = thick + 0.9 * part * np.exp(-(((wave - at) / width) ** 4))
+            row, column, width = (
+                rng.integers(shape[0]),
+                rng.integers(shape[1]),
+                rng.uniform(0.03, 0.09),
+            )
+            part = smooth_noise(rng, shape, 120)
+            part = np.clip((part - part[row, column] + 0.6) * 3, 0, 1)
+            thick = thick + 0.9 * part * np.exp(-(((wave - wave[row, column]) / width) ** 4))
     return np.asarray(thick, np.float32)
 
 
@@ -88,8 +95,10 @@ def pen(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Field, NDArra
     h, w = shape
     y, x = np.indices(shape, np.float32)
     cx, cy = rng.uniform(0, w), rng.choice([rng.uniform(0, 0.15), rng.uniform(0.85, 1)]) * h
-    radius = rng.uniform(0.35, 0.8) * w
-    ring = np.abs(np.hypot(x - cx, (y - cy) * rng.uniform(0.8, 1.6)) - radius)
+    squash = rng.uniform(0.8, 1.6)
+    far = np.hypot(x - cx, (y - cy) * squash)
+    radius = far[int(rng.uniform(0.3, 0.7) * h), int(rng.uniform(0.1, 0.9) * w)]
+    ring = np.abs(far - radius)
     ring = ring + 2.5 * fractal(rng, shape, 30, 3)
     width = rng.uniform(8, 20)
     cover = np.clip((width - ring) / 2.5, 0, 1) * (1 + 0.12 * fractal(rng, shape, 12, 2))
@@ -109,16 +118,18 @@ def optics(
         sharp = sharp.cast("uchar")
     if blur:
         shape = (height // GRID_PX, width // GRID_PX)
-        field = smooth_noise(rng, shape, 100) - rng.uniform(0.2, 1.2)
+        field = smooth_noise(rng, shape, 100)
+        field = field - np.quantile(field, rng.uniform(0.5, 0.9))
         mask = np.clip(field * 2, 0, 1).astype(np.float32)
         out = pyvips.Image.new_from_memory(mask.data, shape[1], shape[0], 1, "float")
         out = out.resize(width / shape[1], vscale=height / shape[0], kernel="linear")
         soft = image.gaussblur(rng.uniform(2.0, 4.0) * 0.5 / mpp)
         sharp = (sharp + (soft - sharp) * out).cast("uchar")
     result = np.array(np.ndarray((height, width, 3), np.uint8, sharp.write_to_memory()))
-    grains = np.rint(rng.normal(0, look.noise, (1 << 20))).astype(np.int16)
-    for row in range(height):  # one long noise, read from a random place for each row
-        start = int(rng.integers(len(grains) - width * 3)) if width * 3 < len(grains) else 0
-        noisy = result[row].reshape(-1) + np.resize(grains[start:], width * 3)
-        result[row] = np.clip(noisy, 0, 255).reshape(width, 3)
+    length = width * 3
+    grains = np.rint(rng.normal(0, look.noise, max(1 << 18, 4 * length))).astype(np.int16)
+    # One long noise, read from a random place for each row.
+    for line, start in zip(result, rng.integers(len(grains) - length, size=height), strict=True):
+        noisy = line.reshape(-1) + grains[start : start + length]
+        line[:] = np.clip(noisy, 0, 255).reshape(width, 3)
     return result
