@@ -10,14 +10,13 @@ from sslpath.commands.shared import (
     count,
     imagenet_encoder,
     imagenet_options,
+    pick_device,
     say,
     warn,
 )
 
 if TYPE_CHECKING:
     from sslpath.commands.shared import Commands
-
-    pass
 
 
 def add(commands: "Commands") -> None:
@@ -60,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from sslpath.sources import open_source
     from sslpath.table import load_tiles
 
-    tiles = load_tiles(options.tiles)
+    tiles, device = load_tiles(options.tiles), pick_device(options.device)
     source = open_source(tiles)
     if options.run_dir is not None:
         network, _ = to.load_run(options.run_dir)
@@ -72,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
             encoder = imagenet_encoder(options)
         failed = to.embed_run(
             tiles, source, options.run_dir, options.out,
-            features=options.features, encoder=encoder, batch=options.batch, device=options.device,
+            features=options.features, encoder=encoder, batch=options.batch, device=device,
         )  # fmt: skip
     elif options.encoder == "rgb":
         failed = to.embed_rgb(tiles, source, options.out)
@@ -82,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
             if options.encoder == "random"
             else imagenet_encoder(options)
         )
-        encoder = encoder.to(options.device)
+        encoder = encoder.to(device)
         failed = to.embed_encoder(tiles, source, encoder, options.out, batch=options.batch)
     say(f"{options.out}: descriptors of {len(tiles) - len(failed):,} tiles")
     if len(failed):

@@ -91,7 +91,17 @@ def run(options: argparse.Namespace) -> int:
     write_results(options.out, rows)
     say(markdown_table(rows))
     if options.figures is not None:
-        pictures(tiles, descriptors, rows, source, options.figures, seed=options.seed)
+        pictures(
+            tiles,
+            descriptors,
+            rows,
+            source,
+            options.figures,
+            near_tiles=options.near_tiles,
+            far_tiles=options.far_tiles,
+            k=options.k,
+            seed=options.seed,
+        )
         say(f"pictures in {options.figures}")
     return 0
 

@@ -104,3 +104,10 @@ def report(failures: "list[Any] | pd.DataFrame", path: Path, what: str) -> int:
         frame.to_csv(temporary, index=False)
     warn(f"{len(frame)} {what}; see {path}")
     return FAILED
+
+
+def pick_device(name: str) -> str:
+    """``auto`` is the first GPU, if there is one."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

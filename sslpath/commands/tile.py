@@ -102,9 +102,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         tiles, failures = _tile_slides(options)
     save_tiles(tiles, options.out)
-    labels = tiles["label"].valuecounts(dropna=False).to_dict()
-    known = {1: "tumour", 0: "other"}
-    counts = ", ".join(f"{n:,} {known.get(value, 'unlabelled')}" for value, n in labels.items())
+    tumour, other = (int((tiles["label"] == value).sum()) for value in (1, 0))
+    counts = f"{tumour:,} tumour, {other:,} other, {len(tiles) - tumour - other:,} unlabelled"
     say(
         f"{options.out}: {len(tiles):,} tiles of {tiles['slide_id'].nunique()} slides ({counts}); "
         f"train {(tiles['split'] == 'train').sum():,}, test {(tiles['split'] == 'test').sum():,}"
