@@ -72,19 +72,21 @@ def neighbours(
     # Sorted by group, a group is one slice of columns.
     q_order = np.argsort(query_code, kind="stable")
     x_order = np.argsort(database_code, kind="stable")
+    x_order = x_order[_first_of_equals(x, database_code, k)[x_order]]
     query_code, database_code = query_code[q_order], database_code[x_order]
     # Moved to the centre and scaled, float32 keeps its digits even if all descriptors lie close.
-    centre = x.mean(axis=0, dtype=np.float64)
+    centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
     qc, xc = q[q_order] - centre, x[x_order] - centre
-    scale = max(np.linalg.norm(qc, axis=1).max(), np.linalg.norm(xc, axis=1).max()) or 1.0
-    qc, xc = (qc / scale).astype(np.float32), (xc / scale).astype(np.float32)
+    scale = max(np.abs(qc).max(), np.abs(xc).max()) or np.float32(1)
+    qc /= scale
+    xc /= scale
     q2, x2 = np.square(qc).sum(axis=1), np.square(xc).sum(axis=1)
     slack = _slack(q2, x2, q.shape[1])
     # |q - x|^2 - |q|^2 = |x|^2 - 2 q.x as one product; |q|^2 does not change the order.
     left = np.column_stack([-2 * qc, np.ones(len(q), np.float32)])
     right = np.column_stack([xc, x2]).T
 
-    step = max(1, BLOCK // len(x))
+    step = max(1, BLOCK // len(x_order))
     for start in range(0, len(q), step):
         rows = slice(start, start + step)
         squared = left[rows] @ right
@@ -93,7 +95,7 @@ def neighbours(
             cols = np.searchsorted(database_code, [code, code + 1])
             squared[slice(*own), slice(*cols)] = np.inf
         limit = np.minimum(_bound(squared, k) + slack[rows], np.finfo(np.float32).max)
-        at, col = np.divmod(np.flatnonzero(squared <= limit[:, None]), len(x))
+        at, col = np.divmod(np.flatnonzero(squared <= limit[:, None]), len(x_order))
         _rank(q, x, q_order[rows][at], x_order[col], found, distances)
     return found, distances
 
@@ -129,6 +131,19 @@ def _codes(
         raise ConfigError(f"Groups {one.shape}, {other.shape} must be ({q},) and ({n},).")
     codes = pd.factorize(np.concatenate([one, other]))[0]
     return codes[:q], codes[q:]
+
+
+def _first_of_equals(x: NDArray[np.float32], codes: NDArray[np.intp], k: int) -> NDArray[np.bool_]:
+    """Rows that can be among the k nearest at all, (n,): of equal rows the first k of each group.
+
+    Without this, descriptors that have collapsed into one would all be candidates of each other.
+    """
+    same = pd.factorize(np.array([one.tobytes() for one in x], object))[0]
+    order = np.lexsort((codes, same))  # stable: rows of one kind stay in their order
+    kind = same[order] * (codes.max() + 1) + codes[order]
+    place = np.empty(len(x), np.intp)
+    place[order] = np.arange(len(x)) - np.searchsorted(kind, kind)
+    return place < k
 
 
 def _slack(q2: NDArray[Any], x2: NDArray[Any], d: int) -> NDArray[np.float32]:

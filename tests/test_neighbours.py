@@ -102,6 +102,16 @@ def test_of_equal_tiles_the_first_in_the_table_is_nearer():
     assert distances[0].tolist() == [0, 0, 0, 0]
 
 
+def test_a_collapsed_network_is_searched_in_seconds():
+    x, groups = np.ones((20_000, 64), np.float32), np.arange(20_000) // 400
+    start = time.perf_counter()
+    found, distances = neighbours(x[::20], x, groups[::20], groups, 5)
+    assert time.perf_counter() - start < 15  # each against each takes minutes
+    assert found[0].tolist() == [400, 401, 402, 403, 404]
+    assert (found[20:] == np.arange(5)).all()
+    assert not distances.any()
+
+
 @pytest.mark.parametrize(("offset", "size"), [(0, 1e-30), (0, 1e30), (1e4, 1.0), (-3e8, 1e4)])
 def test_neighbours_stay_exact_for_tiny_huge_and_displaced_descriptors(offset, size):
     x = (some_descriptors(400, 12) * size + offset).astype(np.float32)
