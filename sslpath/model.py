@@ -113,8 +113,10 @@ class SiameseNetwork(nn.Module):
         """Learn the shift and scale of ``standardise`` from training features, ``(n, d)``."""
         self.centre.copy_(features.double().mean(dim=0))
         spread = features.double().std(dim=0)
-        # A feature that never changes carries nothing: leave its scale alone.
-        self.spread.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+        # A feature that did not change here may change elsewhere: give it the widest scale, so that
+        # it counts for little, and never divide by nearly nothing.
+        widest = spread.max() if spread.max() > 0 else torch.ones_like(spread.max())
+        self.spread.copy_(torch.where(spread > 1e-6 * widest, spread, widest))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute descriptors.
