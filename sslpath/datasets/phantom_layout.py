@@ -50,7 +50,7 @@ class Layout:
         kind: What is painted, index below :data:`KINDS`.
         tissue: Positive on tissue, negative on glass, um from the edge.
         epithelium: Positive where tumour cells lie, in units of the nests' field.
-        hollow: Positive in lumens of vessels and glands.
+        hollow: Positive in lumens of vessels and glands; around vessels in units of 10 um.
         depth: um below the node's surface; collagen of the capsule runs along it.
         wild: Smooth noise of unit variance, for whatever varies slowly over a slide.
     """
@@ -181,7 +181,7 @@ def make_layout(
     kind[grown] = tumour_map[grown]
     if max(grades) > 1 and rng.random() < 0.6:
         kind[grown & (noise(90, 3) > rng.uniform(1.1, 1.8))] = NECROSIS
-    hollow = np.maximum(hollow, np.where(grown, lumen, -1)).astype(np.float32)
+    hollow = np.maximum(hollow, np.where(grown, lumen, -4)).astype(np.float32)
 
     labels = kind.copy()
     labels[np.isin(kind, (MANTLE, PARACORTEX))] = CORTEX
@@ -202,7 +202,7 @@ def _vessels(
     noise: Callable[..., Field],
 ) -> Field:
     """Cut vessels into ``kind`` (in place); returns the field of their lumens."""
-    hollow = np.full(kind.shape, -1, np.float32)
+    hollow = np.full(kind.shape, -4, np.float32)
     width, height = float(x.max()), float(y.max())
     bend_x, bend_y = 25 * noise(80, 2), 25 * noise(80, 2)
     for _ in range(int(rng.poisson(4e-6 * width * height)) + 1):

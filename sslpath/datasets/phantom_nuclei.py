@@ -210,6 +210,7 @@ def fibre_axis(layout: lay.Layout, fibres: list[Field], weave: Field) -> Field:
 
     axis = np.where(weave > 0, along(fibres[1]), along(fibres[0]))
     axis = np.where(np.abs(layout.depth) < 70, along(layout.depth), axis)
+    axis = np.where(layout.kind == lay.WALL, along(layout.hollow), axis)
     # Gland walls: their cells stand across, the stroma around them lies along.
     nests = along(layout.epithelium)
     beside = (layout.epithelium > -0.9) & (layout.epithelium < 0)
@@ -234,11 +235,11 @@ def stamp_red_cells(plane: Plane, rng: np.random.Generator, layout: lay.Layout, 
         )
         level = 88 - 26 * np.exp(-((far / 1.3) ** 2))
         sheet.append(level / (1 + np.exp((far - 3.1) * 4)))
-    n = int(len(row) * (lay.GRID_PX * mpp) ** 2 / 14)
+    n = int(len(row) * (lay.GRID_PX * mpp) ** 2 / 5)
     pick = rng.integers(len(row), size=n)
     at = np.column_stack([column[pick], row[pick]]).astype(np.float32)
     at += rng.random((n, 2), dtype=np.float32)
-    at = at[thin(at * lay.GRID_PX * mpp, np.full(n, 2.7, np.float32))]
+    at = at[thin(at * lay.GRID_PX * mpp, np.full(n, 2.45, np.float32))]
     cells = Nuclei(
         np.floor(at * lay.GRID_PX).astype(np.int32),
         np.zeros(len(at), np.uint8),

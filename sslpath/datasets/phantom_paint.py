@@ -98,10 +98,13 @@ class Painter:
             u = x * np.cos(angle) + y * np.sin(angle) + 25 * noise(90)
             v = y * np.cos(angle) - x * np.sin(angle) + 45 * noise(120) + 4 * noise(22)
             self.fibres.append((u.astype(np.float32), v.astype(np.float32)))
-        self.weave = (2.5 * noise(55)).astype(np.float32)
-        self.fibres.append(
-            (x + 0.7 * y + 20 * noise(60), gaussian_filter(layout.depth, 2.5) + 5 * noise(40))
-        )
+        self.weave = 2.5 * noise(55)
+        # Layers of the capsule and of vessels' walls.
+        wall = layout.kind == lay.WALL
+        layers = np.where(wall, 10 * layout.hollow, gaussian_filter(layout.depth, 2.5))
+        self.fibres.append((x + 0.7 * y + 20 * noise(60), layers + 5 * noise(40)))
+        layered = np.where(wall, 1, np.clip((90 - np.abs(layout.depth)) / 40, 0, 1))
+        self.layered = gaussian_filter(layered.astype(np.float32), 0.7)
         self.patch = noise(160)
         matter = np.array([MATTER[k] for k in range(lay.KINDS)], np.float32)[layout.kind]
         self.matter = [gaussian_filter(matter[..., i], 0.8) for i in range(matter.shape[-1])]
@@ -166,9 +169,8 @@ class Painter:
             weave = step(up(self.weave), 0.8)
             fibre = self._lookup(self.fine, up(u0, True), up(v0, True))
             fibre = fibre + weave * (self._lookup(self.fine, up(u1, True), up(v1, True)) - fibre)
-            depth = np.abs(up(layout.depth))
-            if depth.min() < 90:
-                near = step(70 - depth, 40)
+            near = up(self.layered)
+            if near.max() > 0:
                 fibre = fibre + near * (self._lookup(self.fine, up(u2, True), up(v2, True)) - fibre)
         thread = np.clip(strength * 2, 0, 1)
         web = iso + thread * (fibre - iso)

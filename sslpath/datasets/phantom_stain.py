@@ -59,7 +59,7 @@ def colour(laboratory: int, scanner: int, rng: np.random.Generator) -> Colour:
     level = np.arange(256) / UNIT
     density = (level[:, None, None] * amount[0]) * vectors[0]
     density = density + (level[None, :, None] * amount[1]) * vectors[1]
-    light = np.minimum(white, 1) * np.exp(-np.log(10) * density * 0.6) ** gamma
+    light = np.minimum(white, 1) * np.exp(-np.log(10) * density * 0.56) ** gamma
     grey = light.mean(-1, keepdims=True)
     light = grey + saturation * (light - grey)
     # A floor of stray light: the darkest nucleus is not black.
@@ -102,7 +102,7 @@ def pen(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Field, NDArra
     ring = ring + 2.5 * fractal(rng, shape, 30, 3)
     width = rng.uniform(8, 20)
     cover = np.clip((width - ring) / 2.5, 0, 1) * (1 + 0.12 * fractal(rng, shape, 12, 2))
-    inks = np.array([[0.9, 0.55, 0.08], [0.75, 0.2, 0.6], [0.9, 0.9, 0.85]])
+    inks = np.array([[0.65, 0.4, 0.06], [0.6, 0.16, 0.45], [0.85, 0.85, 0.8]])
     return cover.astype(np.float32), inks[rng.integers(3)].astype(np.float32)
 
 
