@@ -18,7 +18,7 @@ from sslpath.datasets.phantom import make_phantoms
 from sslpath.datasets.phantom_features import DATA, shipped_features
 from sslpath.descriptors import read_descriptors
 from sslpath.pairs import diagnose, near_far_um
-from sslpath.results import markdown_table, write_results
+from sslpath.results import write_results
 from sslpath.slides import Slide
 from sslpath.table import save_tiles, split_by_patient
 from sslpath.tiling import tile_slides
@@ -106,7 +106,7 @@ def run_demo(
     from sslpath.figures import save, training_curves
     from sslpath.imagenet import load_imagenet, random_encoder
     from sslpath.model import ModelConfig
-    from sslpath.report import compare, pictures
+    from sslpath.report import compare, pictures, tables
     from sslpath.runs import read_log
     from sslpath.sources import open_source
     from sslpath.training import TrainConfig, train
@@ -171,6 +171,6 @@ def run_demo(
         pictures(test, descriptors, rows, source, out, seed=seed)
         save(training_curves(read_log(out / "run")), out / "curves.png")
     print("")
-    print(markdown_table(rows))
+    print(tables(rows))
     print(f"\nresults: {out / 'results.json'}\npictures: {out}/*.png")
     return rows

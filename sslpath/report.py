@@ -17,7 +17,8 @@ from sslpath.descriptors import read_descriptors
 from sslpath.errors import ConfigError
 from sslpath.neighbours import neighbours, pair_distances, unit_length
 from sslpath.pairs import label_agreement, near_far_um
-from sslpath.retrieval import evaluate, slide_pairs, tumour_share
+from sslpath.results import markdown_table
+from sslpath.retrieval import cost, evaluate, slide_pairs, tumour_share
 from sslpath.slides import Slide
 from sslpath.sources import TileSource
 from sslpath.table import tile_um
@@ -25,6 +26,7 @@ from sslpath.table import tile_um
 QUERIES = 5  # rows of a gallery
 NEIGHBOURS = 6  # columns of a gallery
 UMAP_TILES = 3000  # more only fills the picture
+COSTS = ("bytes_per_tile", "stored_bytes_per_tile", "query_us")
 
 
 def compare(
@@ -75,7 +77,21 @@ def compare(
         group=group,
         data=data,
     )
+    for name, values in descriptors.items():
+        rows += cost(name, values, folder=folders[name], k=k, data=data)
     return tiles, descriptors, rows
+
+
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as two Markdown tables: what was found, and what it costs."""
+    plain = [dict(row) for row in rows]
+    found = markdown_table(plain, [name for name in _metrics(plain) if name not in COSTS])
+    costs = [row for row in plain if row["metric"] in COSTS]
+    return found + ("\n\n" + markdown_table(costs, digits=0) if costs else "")
+
+
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["metric"] for row in rows))
 
 
 def pictures(

@@ -46,7 +46,7 @@ def row(
         n: How many queries, pairs or repeats the value rests on.
         seed: The seed of whatever was drawn.
         data: The data set.
-        extra: More columns, such as ``k=10`` or ``versus="imagenet"``.
+        extra: More columns, such as ``k=10`` or ``dim=128``.
 
     Raises:
         DataError: If a number is NaN or infinite.
@@ -168,8 +168,7 @@ def markdown_table(
 ) -> str:
     """A Markdown table for the README: a line a method, a column a metric, ``0.81 [0.77, 0.85]``.
 
-    Rows of different data stand in tables of their own. A difference between two methods, with
-    ``versus``, is a line ``a - b``. What was not measured stays empty.
+    Rows of different data stand in tables of their own. What was not measured stays empty.
 
     Args:
         rows: From :func:`row` or :func:`read_results`.
@@ -191,7 +190,7 @@ def markdown_table(
     for data in dict.fromkeys(one["data"] for one in rows):
         cells: dict[tuple[str, str], dict[str, Any]] = {}
         for one in (one for one in rows if one["data"] == data):
-            key = (_label(one), one["metric"])
+            key = (str(one["method"]), one["metric"])
             if key in cells:
                 raise DataError(f"{key} of {data!r} is there twice: pass rows of one setting only.")
             cells[key] = one
@@ -204,10 +203,6 @@ def markdown_table(
                 lines.append(f"| {method} | {' | '.join(values)} |")
         tables.append((f"{data}\n\n" if data else "") + "\n".join(lines))
     return "\n\n".join(tables)
-
-
-def _label(one: dict[str, Any]) -> str:
-    return f"{one['method']} - {one['versus']}" if one.get("versus") else str(one["method"])
 
 
 def _cell(one: dict[str, Any] | None, digits: int) -> str:

@@ -140,7 +140,7 @@ def evaluate(
     ``tumour_top1``, ``tumour_p_at_<k>``, ``knn_auc``, ``mmv_at_5``, ``map_at_<k>``,
     ``addr_global``, ``addr_median``; each is defined in :mod:`sslpath.metrics`. The method
     ``chance`` answers with random tiles of other patients. Rows with ``versus`` are differences
-    between two methods, on the same queries, pairs and resamples.
+    between two methods, such as ``spatial - imagenet``, on the same queries, pairs and resamples.
 
     A metric that the tiles do not allow is left out, with a warning that says why.
 
@@ -181,9 +181,9 @@ def evaluate(
             value, between = metrics.difference(score, other, resamples, seed)
             low, high = between or (None, None)
             extra = {**extra, "patients": len(score.patients), "resamples": resamples}
-            rows.append(
-                row(method, metric, value, low, high, score.n, seed, data, versus=versus, **extra)
-            )
+            extra["versus"] = versus
+            name = f"{method} - {versus}"
+            rows.append(row(name, metric, value, low, high, score.n, seed, data, **extra))
     return rows
 
 

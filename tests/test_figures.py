@@ -85,7 +85,7 @@ def some_rows():
         for i, m in enumerate(methods)
         for n in names
     ]
-    return [*rows, row("spatial", "knn_auc", 0.1, 0, 0.2, versus="imagenet")]
+    return [*rows, row("spatial - imagenet", "knn_auc", 0.1, 0, 0.2, versus="imagenet")]
 
 
 def all_figures(slide, tiles):

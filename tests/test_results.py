@@ -109,7 +109,7 @@ def test_the_table_has_a_line_a_method_and_a_column_a_metric():
         row("spatial", "auc", 0.8, 0.7, 0.9),
         row("spatial", "top1", 0.5),
         row("imagenet", "auc", 0.6, 0.5, 0.7),
-        row("spatial", "auc", 0.2, 0.1, 0.3, versus="imagenet"),
+        row("spatial - imagenet", "auc", 0.2, 0.1, 0.3, versus="imagenet"),
     ]
     assert markdown_table(rows).splitlines() == [
         "| method | auc | top1 |",

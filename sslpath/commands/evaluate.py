@@ -64,8 +64,8 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath evaluate``."""
-    from sslpath.report import compare, pictures
-    from sslpath.results import markdown_table, write_results
+    from sslpath.report import compare, pictures, tables
+    from sslpath.results import write_results
     from sslpath.sources import open_source
     from sslpath.table import load_tiles
 
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
         data=options.data or options.tiles.stem,
     )
     write_results(options.out, rows)
-    say(markdown_table(rows))
+    say(tables(rows))
     if options.figures is not None:
         pictures(
             tiles,
