@@ -112,6 +112,13 @@ def write_geojson(regions: Mapping[str, BaseGeometry], path: str | Path) -> None
     Args:
         regions: Area by name, level-0 px.
         path: File to write, atomically.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "case-7.geojson"
+        >>> write_geojson({"Tumor": shapely.box(0, 0, 20, 10)}, path)
+        >>> read_annotations(path).tumour.area
+        200.0
     """
     features = [
         {

@@ -40,6 +40,15 @@ def convert(
         SlideError: If the image cannot be read to its end, or is not an 8-bit colour image.
         PixelSizeError: If ``mpp`` is not plausible.
         ConfigError: If another argument is out of range.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (600, 400), "pink").save(folder / "section.png")
+        >>> slide = convert(folder / "section.png", folder / "section.tif", mpp=0.5)
+        >>> slide.dimensions, slide.mpp
+        ((600, 400), 0.5)
     """
     source, target = Path(source_image), Path(target_tif)
     check_mpp(mpp, f"{source}")

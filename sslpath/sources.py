@@ -42,6 +42,21 @@ def open_source(tiles: pd.DataFrame, root: str | Path | None = None) -> TileSour
 
     Raises:
         TableError: If the table names no source that is known here.
+
+    Example:
+        >>> import tempfile
+        >>> from sslpath.table import make_table
+        >>> path = Path(tempfile.mkdtemp()) / "tiles.zip"
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (50, 50), "pink").save(buffer, "PNG")
+        >>> with zipfile.ZipFile(path, "w") as archive:
+        ...     archive.writestr("7/100_200.png", buffer.getvalue())
+        >>> tiles = make_table(
+        ...     {"slide_id": ["7"], "x": [100], "y": [200], "size": [50], "slide_mpp": [4.0]},
+        ...     mpp=4.0, tile_px=50,
+        ...     source={"kind": "zip", "path": str(path), "member": "{slide_id}/{x}_{y}.png"})
+        >>> open_source(tiles).read(tiles).shape
+        (1, 50, 50, 3)
     """
     source = tiles.attrs.get("source") or {}
     tile_px, mpp = int(tiles.attrs["tile_px"]), float(tiles.attrs["mpp"])

@@ -122,6 +122,19 @@ def tile_slide(
         SlideError: If the slide cannot be read, or is coarser than the tiles shall be.
         PixelSizeError: If its pixel size is unknown.
         AnnotationError: If all outlines lie outside the slide.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from sslpath.convert import convert
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> section = Image.new("RGB", (600, 400), "white")
+        >>> section.paste("orchid", (200, 0, 600, 400))
+        >>> section.save(folder / "section.png")
+        >>> slide = convert(folder / "section.png", folder / "section.tif", mpp=0.5)
+        >>> tiles = tile_slide(slide, mpp=1.0, tile_px=100)
+        >>> tiles[["x", "y", "size"]].to_numpy().tolist()
+        [[200, 0, 200], [400, 0, 200], [200, 200, 200], [400, 200, 200]]
     """
     _check_settings(min_tissue, tumour_share, max_tiles)
     scale = mpp / slide.mpp

@@ -57,7 +57,7 @@ def tissue_mask(thumbnail: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
     ink = ink_mask(density, mpp)
     mask = (stain > STRONG) | ((stain > FAINT) & (texture > TEXTURE))
     mask = _close(mask & ~ink, _pixels(CLOSE_UM, mpp))
-    mask = ~_without_small(~mask, HOLE_UM2 / mpp**2)
+    mask = _without_small_holes(mask, HOLE_UM2 / mpp**2)
     return _without_small(mask & ~ink, SPECK_UM2 / mpp**2)
 
 
@@ -178,3 +178,12 @@ def _without_small(mask: NDArray[np.bool_], area_px: float) -> NDArray[np.bool_]
     keep = sizes >= area_px
     keep[0] = False
     return np.asarray(keep[labels])
+
+
+def _without_small_holes(mask: NDArray[np.bool_], area_px: float) -> NDArray[np.bool_]:
+    """The mask with holes of fewer than ``area_px`` pixels filled; a gap at the edge is none."""
+    gaps = np.pad(~mask, 1, constant_values=True)
+    labels, _ = ndimage.label(gaps)
+    large = np.bincount(labels.ravel()) >= area_px
+    large[labels[0, 0]] = True  # the surroundings, joined with the gaps at the edge
+    return np.asarray((~large[labels] | ~gaps)[1:-1, 1:-1])

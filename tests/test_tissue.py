@@ -135,6 +135,14 @@ def test_a_large_hole_stays_a_hole_and_a_small_one_is_filled() -> None:
     assert mask[120:140, 120:140].all()
 
 
+def test_a_little_glass_at_the_edge_of_a_crop_is_no_hole() -> None:
+    image = textured(STROMA)[50:150, 50:150].astype(float)
+    image[:15, :15] = GLASS
+    mask = tissue_mask(noisy(image), MPP)
+    assert not mask[:12, :12].any()
+    assert mask[20:, 20:].all()
+
+
 def test_the_glass_is_that_of_this_slide_not_white() -> None:
     pink = noisy(textured(STROMA) * np.array([0.93, 0.88, 0.94]))
     assert glass_colour(pink) == pytest.approx(np.array(GLASS) * [0.93, 0.88, 0.94], abs=2.5)
