@@ -37,7 +37,7 @@ from sslpath.files import atomic_path
 
 __all__ = ["TISSUES", "PhantomSpec", "make_phantom", "make_phantoms", "phantom_specs"]
 
-VERSION = 3  # raise it when the same spec gives other pixels: slides of older versions are re-made
+VERSION = 4  # raise it when the same spec gives other pixels: slides of older versions are re-made
 TILE_PX = 256
 
 
