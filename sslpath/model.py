@@ -44,8 +44,6 @@ class ModelConfig:
         hidden: Width of the head's hidden layer.
         dropout: Share of the hidden layer that is dropped while training.
         input_px: Side to which tiles are resized.
-        standardise: Whether the head shifts and scales each feature to mean 0 and spread 1, with
-            the statistics of the training features (frozen trunk only).
         encoder: Provenance of the features (frozen) or of the starting weights (finetune); see
             :class:`sslpath.imagenet.Encoder`.
     """
@@ -55,9 +53,8 @@ class ModelConfig:
     feature_dim: int = 0
     descriptor_dim: int = 128
     hidden: int = 512
-    dropout: float = 0.2
+    dropout: float = 0.0
     input_px: int = 224
-    standardise: bool = True
     encoder: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,9 +95,9 @@ class SiameseNetwork(nn.Module):
             self.trunk.to(memory_format=torch.channels_last)
         d = config.feature_dim
         self.register_buffer("centre", torch.zeros(d))
-        self.register_buffer("spread", torch.ones(d))
+        self.register_buffer("scale", torch.ones(()))
         self.centre: Tensor
-        self.spread: Tensor
+        self.scale: Tensor
         self.head = nn.Sequential(
             nn.Linear(d, config.hidden, bias=False),  # batch normalisation adds its own bias
             nn.BatchNorm1d(config.hidden),
@@ -110,13 +107,15 @@ class SiameseNetwork(nn.Module):
         )
 
     def fit_scale(self, features: Tensor) -> None:
-        """Learn the shift and scale of ``standardise`` from training features, ``(n, d)``."""
-        self.centre.copy_(features.double().mean(dim=0))
-        spread = features.double().std(dim=0)
-        # A feature that did not change here may change elsewhere: give it the widest scale, so that
-        # it counts for little, and never divide by nearly nothing.
-        widest = spread.max() if spread.max() > 0 else torch.ones_like(spread.max())
-        self.spread.copy_(torch.where(spread > 1e-6 * widest, spread, widest))
+        """Learn how to centre and scale frozen features from those of training, ``(n, d)``.
+
+        One scale serves all features: an encoder's small features are mostly noise, and scaling
+        each to the same spread would make them as loud as the others.
+        """
+        features = features.double()
+        self.centre.copy_(features.mean(dim=0))
+        scale = (features - features.mean(dim=0)).square().mean().sqrt()
+        self.scale.fill_(scale.item() or 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute descriptors.
@@ -131,7 +130,7 @@ class SiameseNetwork(nn.Module):
         if self.trunk is not None:
             x = self.trunk(prepare(x, self.config.input_px))
         with torch.autocast(x.device.type, enabled=False):
-            x = (x.float() - self.centre) / self.spread
+            x = (x.float() - self.centre) / self.scale
             return F.normalize(self.head(x), dim=1)
 
     @torch.inference_mode()

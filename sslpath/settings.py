@@ -40,10 +40,10 @@ class TrainConfig:
     far_tiles: float = 30
     margin: float = 1.2
     pairs: Literal["in-batch", "explicit"] = "in-batch"
-    steps: int = 600
+    steps: int = 150
     slides_per_batch: int = 8
     tiles_per_slide: int = 32
-    lr: float = 1e-3
+    lr: float = 1e-4
     weight_decay: float = 1e-2
     warmup: float = 0.05
     clip: float = 1.0

@@ -244,7 +244,7 @@ def _start(
 ) -> SiameseNetwork:
     """A network before its first step."""
     network = SiameseNetwork(model)
-    if features is not None and model.standardise:
+    if features is not None:
         network.fit_scale(torch.from_numpy(features))
     if network.trunk is not None and model.trunk == "finetune":
         if encoder is None or encoder.arch != model.arch:

@@ -176,17 +176,29 @@ def test_descriptors_have_unit_length_and_learn_through_every_weight(
     assert without == []
 
 
-def test_frozen_features_are_standardised_with_training_statistics() -> None:
-    features = torch.randn(500, 16) * torch.linspace(0.1, 9, 16) + 5
-    features[:, 3] = 7.0  # never changes: its scale must not blow up
+def test_frozen_features_are_centred_and_scaled_as_a_whole() -> None:
+    features = (torch.randn(500, 16) * torch.linspace(0.1, 9, 16) + 5) * 1e-9
     network = SiameseNetwork(SMALL)
     network.fit_scale(features)
-    scaled = (features - network.centre) / network.spread
-    other = torch.arange(16) != 3
+    scaled = (features - network.centre) / network.scale
     torch.testing.assert_close(scaled.mean(0), torch.zeros(16), atol=1e-4, rtol=0)
-    torch.testing.assert_close(scaled.std(0)[other], torch.ones(15), atol=1e-3, rtol=0)
-    assert scaled[:, 3].abs().max() < 1e-3
-    assert network.spread[3] == network.spread.max()
+    assert scaled.square().mean().item() == pytest.approx(1, abs=1e-3)
+    # Loud features stay louder than quiet ones.
+    assert scaled.std(0)[-1] / scaled.std(0)[0] == pytest.approx(90, rel=0.2)
+    network.fit_scale(torch.ones(5, 16))  # without any spread nothing is divided by 0
+    assert network.encode(np.ones((2, 16), np.float32)).shape == (2, 8)
+
+
+def test_training_does_not_depend_on_the_unit_of_the_features() -> None:
+    features = torch.randn(50, 16)
+    descriptors = []
+    for unit_of_feature in (1.0, 1e-9, 1e6):
+        torch.manual_seed(0)
+        network = SiameseNetwork(replace(SMALL, dropout=0))
+        network.fit_scale(features * unit_of_feature)
+        descriptors.append(network(features * unit_of_feature))
+    torch.testing.assert_close(descriptors[0], descriptors[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(descriptors[0], descriptors[2], atol=1e-4, rtol=0)
 
 
 def test_encode_depends_on_the_tile_alone_not_on_its_batch_or_on_training_mode() -> None:
