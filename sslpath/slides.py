@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sslpath.errors import PixelSizeError, SlideError
+from sslpath.errors import ConfigError, PixelSizeError, SlideError
 from sslpath.handles import open_slide, read_level
 
 MPP_RANGE = (0.05, 20.0)
@@ -124,7 +124,10 @@ class Slide:
             SlideError: If the slide cannot be opened.
             TileReadError: If the pixels cannot be decoded. Other tiles may still be fine: the
                 slide is opened anew for the next one.
+            ConfigError: If ``size_px`` or ``mpp`` is not above 0.
         """
+        if not (size_px >= 1 and 0 < mpp < math.inf):
+            raise ConfigError(f"A tile of {size_px} px at {mpp:g} um a pixel cannot be read.")
         wanted = mpp / self.mpp
         downsamples = self.level_downsamples
         level = best_level(downsamples, wanted)

@@ -6,7 +6,7 @@ The mask works on optical density: light absorbed, relative to the glass of this
   green than the mean of red and blue is stained, however pale.
 - Tissue has texture, a smear of eosin on the glass has none: what is only faintly stained counts
   if it is textured.
-- Fat is empty but for thin walls: holes of the size of fat cells are filled.
+- Fat is empty but for thin walls: these are looked for, and holes of the size of fat cells filled.
 - Ink of a pen is broad, and darker than tissue or of a colour that H&E lacks: green ink absorbs
   more red than green, blue ink hardly any blue beside red, red ink hardly any red but almost as
   much blue as green, black ink all colours alike.
@@ -26,9 +26,9 @@ from scipy import ndimage
 Pixel = TypeVar("Pixel", bound=np.generic)
 
 # Optical densities (natural logarithm).
-FAINT, STRONG, TEXTURE, DARK = 0.02, 0.15, 0.025, 1.4
+FAINT, STRONG, TEXTURE, WALL, DARK = 0.02, 0.15, 0.025, 0.015, 1.4
 # Lengths and areas on the slide.
-SMOOTH_UM, TEXTURE_UM, CLOSE_UM = 8.0, 56.0, 32.0
+SMOOTH_UM, WINDOW_UM, CLOSE_UM = 8.0, 56.0, 32.0
 INK_SMOOTH_UM, INK_WIDTH_UM, INK_MARGIN_UM = 16.0, 80.0, 40.0
 HOLE_UM2, SPECK_UM2 = 30_000.0, 10_000.0
 
@@ -50,15 +50,34 @@ def tissue_mask(thumbnail: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
         (True, False)
     """
     density = optical_density(thumbnail)
-    smooth = ndimage.gaussian_filter(density, (SMOOTH_UM / mpp, SMOOTH_UM / mpp, 0))
-    red, green, blue = np.moveaxis(smooth, -1, 0)
-    stain = green - (red + blue) / 2
-    texture = _local_spread(green, _pixels(TEXTURE_UM, mpp))
     ink = ink_mask(density, mpp)
-    mask = (stain > STRONG) | ((stain > FAINT) & (texture > TEXTURE))
-    mask = _close(mask & ~ink, _pixels(CLOSE_UM, mpp))
-    mask = _without_small_holes(mask, HOLE_UM2 / mpp**2)
+    mask = (_stained(density, mpp) | _walls(density, mpp)) & ~ink
+    mask = _without_small_holes(_close(mask, _pixels(CLOSE_UM, mpp)), HOLE_UM2 / mpp**2)
     return _without_small(mask & ~ink, SPECK_UM2 / mpp**2)
+
+
+def _stained(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    """Where stain is strong, or faint but textured."""
+    smooth = ndimage.gaussian_filter(density, (SMOOTH_UM / mpp, SMOOTH_UM / mpp, 0))
+    stain = _stain(smooth)
+    texture = _local_spread(smooth[..., 1], _pixels(WINDOW_UM, mpp))
+    return np.asarray((stain > STRONG) | ((stain > FAINT) & (texture > TEXTURE)))
+
+
+def _walls(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    """Where walls of fat cells cross the glass: fine lines, thinner than a pixel, of stain."""
+    width = _pixels(WINDOW_UM, mpp)
+    texture = _local_spread(density[..., 1], width)
+    coloured = _local_spread(_stain(density), width)
+    near = (texture > WALL) & (coloured > WALL / 3) & (coloured > texture / 5)
+    # A window sees a wall from half its width away: step back by as much.
+    return np.asarray(ndimage.minimum_filter(near, width, mode="nearest"))
+
+
+def _stain(density: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Absorption of green beyond the mean of red and blue: zero for all that is grey."""
+    red, green, blue = np.moveaxis(density, -1, 0)
+    return np.asarray(green - (red + blue) / 2)
 
 
 def optical_density(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -87,7 +106,7 @@ def glass_colour(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def ink_mask(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
-    """Where a pen has drawn, with a margin; strokes thinner than 80 um are passed over.
+    """Where a pen has drawn, with a margin; strokes nowhere as broad as 80 um are passed over.
 
     Args:
         density: Optical density, shape ``(h, w, 3)``.
@@ -106,10 +125,12 @@ def ink_mask(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
     ink = green_ink | blue_ink | red_ink | black_ink | dark_ink
     if not ink.any():
         return np.asarray(ink)
-    # Opened with a square of the least width, then widened by the margin.
-    width = _pixels(INK_WIDTH_UM, mpp)
-    broad = ndimage.minimum_filter(ink, width, mode="nearest")
-    return np.asarray(ndimage.maximum_filter(broad, width + 2 * _pixels(INK_MARGIN_UM, mpp)))
+    # A stroke is broad somewhere; its thin ends are kept because they hang together with that.
+    broad = ndimage.minimum_filter(ink, _pixels(INK_WIDTH_UM, mpp), mode="nearest")
+    labels, count = ndimage.label(ink)
+    stroke = np.zeros(count + 1, bool)
+    stroke[np.unique(labels[broad])] = True
+    return np.asarray(ndimage.maximum_filter(stroke[labels], 2 * _pixels(INK_MARGIN_UM, mpp) + 1))
 
 
 def tissue_fraction(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sslpath import handles
-from sslpath.errors import PixelSizeError, SlideError, TileReadError
+from sslpath.errors import ConfigError, PixelSizeError, SlideError, TileReadError
 from sslpath.slides import Slide
 
 CMU_MPP = 0.499
@@ -93,6 +93,12 @@ def test_resampled_pixels_lie_where_their_pixel_size_puts_them(
     inner = slice(1, -1)  # at its rim a resampled tile has no neighbours to lean on
     assert np.abs(tile[:, inner, 0] - (x + places)[inner]).max() < 0.51 * max(1, scale) + 0.6
     assert np.abs(tile[inner, :, 1] - (y + places)[inner, None]).max() < 0.51 * max(1, scale) + 0.6
+
+
+@pytest.mark.parametrize(("size", "mpp"), [(0, 0.5), (-1, 0.5), (64, 0.0), (64, float("nan"))])
+def test_a_tile_of_no_size_is_refused(slide_path: Path, size: int, mpp: float) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Slide(slide_path).read(0, 0, size, mpp)
 
 
 def test_what_lies_outside_the_slide_is_white_not_black(slide_path: Path) -> None:

@@ -89,14 +89,15 @@ def test_pale_tissue_is_kept_and_glass_dropped(strength: float) -> None:
     assert not outside.any()
 
 
-def test_fat_is_kept_though_its_cells_are_empty() -> None:
-    # Cells of 90 um with walls of 4 um, drawn at 1 um per pixel.
+@pytest.mark.parametrize(("cell_um", "wall_um"), [(90, 4), (60, 2)])
+def test_fat_is_kept_though_its_cells_are_empty(cell_um: int, wall_um: int) -> None:
+    # Drawn at 1 um per pixel.
     rng = np.random.default_rng(0)
     side, around = 1200, 400
-    centres = rng.uniform(0, side, (side * side // 90**2, 2))
+    centres = rng.uniform(0, side, (side * side // cell_um**2, 2))
     places = np.stack(np.mgrid[:side, :side], axis=-1).reshape(-1, 2)
     (nearest, second), _ = (part.T for part in cKDTree(centres).query(places, k=2))
-    walls = (second - nearest < 4).reshape(side, side)
+    walls = (second - nearest < wall_um).reshape(side, side)
     image = glass(side + 2 * around, side + 2 * around)
     image[around:-around, around:-around][walls] = STROMA
     small = image.reshape(250, 8, 250, 8, 3).mean((1, 3))
