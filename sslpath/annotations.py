@@ -143,37 +143,6 @@ def areas_only(geometry: BaseGeometry) -> BaseGeometry:
     return shapely.union_all(flat[shapely.get_dimensions(flat) == 2]) if len(flat) else EMPTY
 
 
-def share_inside(area: BaseGeometry, boxes: NDArray[np.object_]) -> NDArray[np.float64]:
-    """The share of each box that lies inside ``area``.
-
-    Args:
-        area: A (multi)polygon.
-        boxes: Shapely boxes, shape ``(n,)``.
-
-    Returns:
-        Shape ``(n,)``, 0 to 1.
-
-    Example:
-        >>> share_inside(shapely.box(0, 0, 10, 10), shapely.box([0, 5, 20], 0, [10, 15, 30], 10))
-        array([1. , 0.5, 0. ])
-    """
-    inside = np.zeros(len(boxes))
-    parts = shapely.get_parts(area)
-    if not len(parts) or not len(boxes):
-        return inside
-    # Most tiles lie wholly inside or outside, which prepared outlines tell quickly; only those on
-    # an outline need the costly overlay.
-    shapely.prepare(parts)
-    box, part = shapely.STRtree(parts).query(boxes)
-    touching = shapely.intersects(parts[part], boxes[box])
-    box, part = box[touching], part[touching]
-    overlap = shapely.area(boxes[box])
-    cut = ~shapely.covers(parts[part], boxes[box])
-    overlap[cut] = shapely.area(shapely.intersection(parts[part[cut]], boxes[box[cut]]))
-    np.add.at(inside, box, overlap)
-    return np.asarray(np.clip(inside / shapely.area(boxes), 0.0, 1.0))
-
-
 Outlines = Iterable[tuple[str, BaseGeometry]]
 
 

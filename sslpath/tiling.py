@@ -5,14 +5,7 @@ rarely a whole number. The i-th tile of a row starts at ``round(i * pitch)`` wit
 so rounding never adds up: every tile is within half a pixel of its place, and neighbours of a grid
 without stride overlap by less than one level-0 px. Only whole tiles are kept.
 
-Labels. A tile is
-
-- 1 (tumour) if at least half of it (``tumour_share``) lies in tumour that is not excluded;
-- 0 if it touches neither tumour nor an excluded area, and the slide was annotated exhaustively;
-- missing otherwise, and wherever the slide has no annotations at all.
-
-The region of a tile is the name of the outline that covers most of it, missing if none does; see
-:mod:`sslpath.annotations` for which names mean tumour or excluded.
+Labels follow the rule of :mod:`sslpath.labels`; without annotations they are missing.
 """
 
 import math
@@ -31,8 +24,9 @@ import shapely
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sslpath.annotations import Annotations, read_annotations, share_inside
+from sslpath.annotations import Annotations, read_annotations
 from sslpath.errors import AnnotationError, ConfigError, SlideError, SslpathError
+from sslpath.labels import label_tiles
 from sslpath.slides import Slide
 from sslpath.table import DTYPES, make_table
 from sslpath.tissue import tissue_fraction, tissue_mask
@@ -158,18 +152,25 @@ def tile_slide(
         lots = rng.random(len(corners))[keep]
         keep = np.sort(keep[np.argsort(lots)[:max_tiles]])
     corners = corners[keep]
-    label, region = _labels(slide, corners, side, annotations, exhaustive, tumour_share)
+    columns: dict[str, Any] = {
+        "slide_id": np.full(len(keep), slide.slide_id, object),
+        "x": corners[:, 0],
+        "y": corners[:, 1],
+        "size": round(side),
+        "slide_mpp": slide.mpp,
+        "tissue": tissue[keep],
+    }
+    if annotations is not None:
+        _check_place(annotations, slide)
+        x, y = corners.T
+        columns["label"], columns["region"] = label_tiles(
+            shapely.box(x, y, x + side, y + side),
+            annotations,
+            exhaustive=exhaustive,
+            tumour_share=tumour_share,
+        )
     return make_table(
-        {
-            "slide_id": np.full(len(keep), slide.slide_id, object),
-            "x": corners[:, 0],
-            "y": corners[:, 1],
-            "size": round(side),
-            "slide_mpp": slide.mpp,
-            "tissue": tissue[keep],
-            "label": label,
-            "region": region,
-        },
+        columns,
         mpp=mpp,
         tile_px=tile_px,
         source={
@@ -332,12 +333,13 @@ def _run(
     left = dict(enumerate(slides))
     pool = ProcessPoolExecutor(min(workers, len(slides)))
     try:
-        futures = {pool.submit(job, slide): i for i, slide in left.items()}
-        for future in as_completed(futures):
-            with suppress(BrokenProcessPool):
-                result = future.result()
-                del left[futures[future]]
-                yield futures[future], result
+        with suppress(BrokenProcessPool):  # already while submitting, if the crash is quick
+            futures = {pool.submit(job, slide): i for i, slide in left.items()}
+            for future in as_completed(futures):
+                with suppress(BrokenProcessPool):
+                    result = future.result()
+                    del left[futures[future]]
+                    yield futures[future], result
     finally:
         pool.shutdown(cancel_futures=True)
     # A damaged file can crash its process, which takes the pool along. What is left then goes one
@@ -350,6 +352,16 @@ def _run(
                 yield i, SlideError(f"Reading {slide.path} crashed the process: a damaged file?")
 
 
+def _check_place(annotations: Annotations, slide: Slide) -> None:
+    whole = shapely.box(0, 0, *slide.dimensions)
+    areas = annotations.regions.values()
+    if areas and not any(shapely.intersects(area, whole) for area in areas):
+        raise AnnotationError(
+            f"All outlines of {annotations.path} lie outside the slide {slide.path}. They belong "
+            "to another slide, or are not in level-0 px."
+        )
+
+
 def _tissue(slide: Slide, corners: NDArray[np.int64], side: float) -> NDArray[np.float32]:
     """Fraction of tissue of each tile."""
     mpp = min(MASK_MPP, side * slide.mpp / 8)
@@ -358,41 +370,6 @@ def _tissue(slide: Slide, corners: NDArray[np.int64], side: float) -> NDArray[np
     scale = slide.mpp / mpp
     x, y = (corners * scale).T
     return tissue_fraction(tissue_mask(thumbnail, mpp), x, y, side * scale)
-
-
-def _labels(
-    slide: Slide,
-    corners: NDArray[np.int64],
-    side: float,
-    annotations: Annotations | None,
-    exhaustive: bool,
-    tumour_share: float,
-) -> tuple[pd.Series, pd.Series]:
-    """Label and region of each tile, as the module's docstring has it."""
-    label = pd.Series(pd.NA, range(len(corners)), "Int8")
-    region = pd.Series(pd.NA, range(len(corners)), "str")
-    if annotations is None:
-        return label, region
-    whole = shapely.box(0, 0, *slide.dimensions)
-    areas = annotations.regions.values()
-    if areas and not any(shapely.intersects(area, whole) for area in areas):
-        raise AnnotationError(
-            f"All outlines of {annotations.path} lie outside the slide {slide.path}. They belong "
-            "to another slide, or are not in level-0 px."
-        )
-    x, y = corners.T
-    boxes = shapely.box(x, y, x + side, y + side)
-    tumour = share_inside(annotations.tumour, boxes)
-    if exhaustive:
-        label[(tumour == 0) & (share_inside(annotations.excluded, boxes) == 0)] = 0
-    # Overlays are exact but for rounding: half a tile may come out as 0.49999999.
-    label[tumour >= tumour_share - 1e-9] = 1
-    most = np.zeros(len(corners))
-    for name, area in annotations.kinds.items():
-        share = share_inside(area, boxes)
-        region[share > most] = name
-        most = np.maximum(most, share)
-    return label, region
 
 
 def _join(tables: list[pd.DataFrame], mpp: float, tile_px: int) -> pd.DataFrame:

@@ -13,10 +13,10 @@ from shapely.geometry.base import BaseGeometry
 from sslpath.annotations import (
     Annotations,
     read_annotations,
-    share_inside,
     write_geojson,
 )
 from sslpath.errors import AnnotationError
+from sslpath.labels import share_inside
 
 SQUARE = [(10.0, 10.0), (110.0, 10.0), (110.0, 110.0), (10.0, 110.0)]
 
