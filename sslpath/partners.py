@@ -153,7 +153,7 @@ class _Candidates:
             return
         # A hair wider than the distance, so that rounding never puts a partner two cells away.
         cell = np.floor((slide.xy - slide.xy.min(axis=0)) / (high * (1 + 1e-6))).astype(np.int64)
-        self.width = int(cell[:, 0].max()) + 3  # a free column between the rows
+        self.width = int(cell[:, 0].max()) + 2  # a free column between the rows
         self.key = cell[:, 1] * self.width + cell[:, 0]
         self.order = np.argsort(self.key, kind="stable")
         self.sorted_key = self.key[self.order]

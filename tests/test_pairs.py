@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import chisquare
 
+from sslpath import partners
 from sslpath.errors import ConfigError, TableError
 from sslpath.pairs import (
     BatchSampler,
@@ -112,13 +114,11 @@ def test_masks_equal_all_distances_compared_and_are_symmetric(
 def test_a_partner_is_found_exactly_where_one_exists_in_any_ring(
     drawn: list[tuple[str, int, int]], low: int, thickness: int | None, seed: int
 ) -> None:
-    from sslpath.partners import by_slide
-
     tiles = of_places(drawn)
     high = np.inf if thickness is None else (low + thickness) * WIDTH
     distance = every_distance(tiles)
     fits = (distance > low * WIDTH) & (distance <= high)
-    for slide in by_slide(tiles).values():
+    for slide in partners.by_slide(tiles).values():
         anchors = np.arange(len(slide))
         partner = slide.draw(anchors, low * WIDTH, high, np.random.default_rng(seed))
         found = partner >= 0
@@ -126,32 +126,27 @@ def test_a_partner_is_found_exactly_where_one_exists_in_any_ring(
         assert fits[slide.positions[found], slide.positions[partner[found]]].all()
 
 
-@pytest.mark.parametrize("trials", [0, 1, 64])
+@pytest.mark.parametrize("shape", [(9, 7), (1, 40), (40, 1), (2, 20)])
+@pytest.mark.parametrize("trials", [0, 64])
 def test_every_partner_has_the_same_chance_whether_guessed_or_listed(
-    trials: int, monkeypatch: pytest.MonkeyPatch
+    trials: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scipy.stats import chisquare
-
-    from sslpath import partners
-
     monkeypatch.setattr(partners, "TRIALS", trials)
     monkeypatch.setattr(partners, "TRIALS_PER_CANDIDATE", 0)
     monkeypatch.setattr(partners, "BLOCK", 5000)
-    tiles = grid(9, 7)
+    tiles = grid(*shape)
     slide = partners.by_slide(tiles)["a"]
     distance = every_distance(tiles)[24]
     rng = np.random.default_rng(3)
     for low, high in ((-1.0, 3 * WIDTH), (4 * WIDTH, np.inf), (2 * WIDTH, 3 * WIDTH)):
         fits = np.flatnonzero((distance > low) & (distance <= high))
-        drawn = slide.draw(np.full(6000, 24), low, high, rng)
+        drawn = slide.draw(np.full(3000, 24), low, high, rng)
         counts = np.bincount(drawn, minlength=len(tiles))
-        assert counts.sum() == counts[fits].sum() == 6000
+        assert counts.sum() == counts[fits].sum() == 3000
         assert chisquare(counts[fits]).pvalue > 1e-4
 
 
 def test_anchors_are_uniform_over_all_slides_tiles_that_have_partners() -> None:
-    from scipy.stats import chisquare
-
     # One tile stands too far from all others to have a near partner.
     tiles = join(grid(6, 6, "a"), grid(3, 6, "b"), table([9000], [9000], ["b"]))
     rng = np.random.default_rng(1)

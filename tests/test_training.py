@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from sslpath.augment import NONE, Augmentation
+from sslpath.batches import Batches
 from sslpath.errors import ConfigError, TileReadError, WeightsError
 from sslpath.imagenet import random_encoder
 from sslpath.model import ModelConfig, SiameseNetwork, load_model
 from sslpath.pairs import sample_pairs
 from sslpath.runs import read_log
 from sslpath.settings import PAPER, TrainConfig, paper_preset
-from sslpath.table import make_table
+from sslpath.table import centres_um, make_table
 from sslpath.training import learning_rate, train, training_rows
 
-HEAD = ModelConfig(arch="made up", feature_dim=24, hidden=32, descriptor_dim=16)
+HEAD = ModelConfig(arch="made up", feature_dim=24, hidden=32, descriptor_dim=16, dropout=0.2)
 QUICK = TrainConfig(
     near_tiles=2, far_tiles=7, steps=24, slides_per_batch=2, tiles_per_slide=16,
     lr=3e-3, checkpoint_every=5, log_every=4,
@@ -145,7 +146,7 @@ def test_a_scratch_trunk_learns_to_tell_far_from_near_by_pixels(tmp_path: Path) 
     tiles = some_tiles(2, 12)
     model = ModelConfig(arch="resnet18", trunk="scratch", input_px=32, hidden=64, dropout=0)
     config = replace(
-        QUICK, steps=16, log_every=1, augmentation=Augmentation(stain=0.05, stain_shift=0)
+        QUICK, steps=12, log_every=1, augmentation=Augmentation(stain=0.05, stain_shift=0)
     )
     train(tiles, config, model, tmp_path, source=Painted(), progress=False)
     losses = [line["loss"] for line in read_log(tmp_path)]
@@ -239,6 +240,27 @@ def test_reading_in_other_processes_changes_nothing(tmp_path: Path) -> None:
         for n in (0, 2)
     )
     assert same_weights(here, there)
+
+
+@pytest.mark.parametrize("pairs", ["in-batch", "explicit"])
+def test_each_step_has_its_own_batch_and_always_the_same(pairs: Any) -> None:
+    tiles = some_tiles()
+    one, other = (Batches(tiles, replace(QUICK, pairs=pairs), Painted()) for _ in range(2))
+    drawn = [tuple(one[step].positions.tolist()) for step in range(20)]
+    assert len(set(drawn)) == 20
+    again = [other[step] for step in reversed(range(20))]
+    assert drawn == [tuple(batch.positions.tolist()) for batch in reversed(again)]
+    for batch in again:
+        xy = centres_um(tiles)[batch.positions]
+        slide = tiles["slide_id"].to_numpy(str)[batch.positions]
+        distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
+        same = slide[:, None] == slide[None]
+        assert (distance[batch.near.numpy()] <= 32).all()
+        assert (distance[batch.far.numpy()] > 112).all()
+        assert same[(batch.near | batch.far).numpy()].all()
+        assert batch.images is not None
+        pixels = Painted().read(tiles.iloc[batch.positions])
+        np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1).numpy(), pixels)
 
 
 def test_training_leaves_the_global_generators_alone(tmp_path: Path) -> None:
