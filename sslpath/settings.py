@@ -3,7 +3,7 @@
 What this module does not do: settings of the network, which are :class:`sslpath.model.ModelConfig`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sslpath.augment import Augmentation
@@ -14,7 +14,7 @@ from sslpath.model import ModelConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train.
+    """How to train; the defaults suit a head on frozen features, see :func:`default_config`.
 
     Attributes:
         near_tiles: Near pairs are at most so many tile widths apart.
@@ -41,7 +41,7 @@ class TrainConfig:
     margin: float = 1.2
     pairs: Literal["in-batch", "explicit"] = "in-batch"
     steps: int = 150
-    slides_per_batch: int = 8
+    slides_per_batch: int = 32
     tiles_per_slide: int = 32
     lr: float = 1e-4
     weight_decay: float = 1e-2
@@ -60,6 +60,27 @@ class TrainConfig:
             raise ConfigError("steps, checkpoint_every and log_every must be at least 1.")
         if not (self.lr > 0 and self.margin > 0 and self.clip > 0 and 0 <= self.warmup < 1):
             raise ConfigError("lr, margin and clip must be above 0, and warmup in 0..1.")
+
+
+def default_config(trunk: Literal["frozen", "finetune", "scratch"]) -> TrainConfig:
+    """Settings to start from: a head on frozen features, or a trunk that learns from pixels.
+
+    Those of the head are chosen on real tissue (``benchmarks/tune_head.py``). Those of the other
+    trunks are ordinary ones for AdamW that fit a GPU of 16 GB; they are not tuned.
+
+    Example:
+        >>> default_config("frozen").slides_per_batch, default_config("finetune").slides_per_batch
+        (32, 8)
+    """
+    if trunk == "frozen":
+        return TrainConfig()
+    return TrainConfig(
+        slides_per_batch=8,
+        tiles_per_slide=16,
+        steps=5000,
+        lr=1e-4 if trunk == "finetune" else 1e-3,
+        checkpoint_every=250,
+    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +116,8 @@ def paper_preset() -> tuple[TrainConfig, ModelConfig]:
         >>> training.far_tiles, training.pairs, model.arch, model.descriptor_dim
         (42, 'explicit', 'resnet50', 128)
     """
-    training = TrainConfig(
+    training = replace(
+        default_config("finetune"),
         near_tiles=PAPER["near_tiles"].value,
         far_tiles=PAPER["far_tiles"].value,
         pairs="explicit",

@@ -45,10 +45,18 @@ from sslpath.runs import (
     save_state,
     trim_log,
 )
-from sslpath.settings import PAPER, TrainConfig, paper_preset
+from sslpath.settings import PAPER, TrainConfig, default_config, paper_preset
 from sslpath.sources import TileSource
 
-__all__ = ["PAPER", "TrainConfig", "learning_rate", "paper_preset", "read_log", "train"]
+__all__ = [
+    "PAPER",
+    "TrainConfig",
+    "default_config",
+    "learning_rate",
+    "paper_preset",
+    "read_log",
+    "train",
+]
 
 # Below this spread, or this effective rank, descriptors carry next to nothing.
 COLLAPSED_SPREAD, COLLAPSED_RANK = 0.05, 1.5

@@ -387,6 +387,12 @@ def test_tiles_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> N
     tiles = some_tiles(1, 9)
     config = replace(QUICK, steps=2, log_every=1, slides_per_batch=1, tiles_per_slide=40)
     source = Painted(broken=tuple(range(0, 81, 3)))
+    batch = Batches(tiles, config, source)[0]
+    assert (batch.positions % 3 > 0).all()
+    assert batch.images is not None
+    n = len(batch.positions)
+    assert n + batch.unread == 40
+    assert batch.images.shape[0] == batch.near.shape[0] == batch.far.shape[1] == n
     train(tiles, config, PIXELS, tmp_path / "a", source=source, progress=False)
     for line in read_log(tmp_path / "a"):
         assert 5 < line["unread_tiles"] < 25
@@ -458,6 +464,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path: Path) -> 
         )  # fmt: skip
 
 
+def test_long_gradients_are_clipped(tmp_path: Path) -> None:
+    tiles = some_tiles(1)
+    features = spatial_features(tiles)
+    tight, loose, looser = (
+        train(
+            tiles, replace(QUICK, clip=clip), HEAD, tmp_path / str(clip),
+            features=features, progress=False,
+        )
+        for clip in (1e-3, 1e6, 1e9)
+    )  # fmt: skip
+    assert same_weights(loose, looser)
+    assert not same_weights(tight, loose)
+
+
 def test_the_rate_rises_then_falls_to_nothing() -> None:
     config = TrainConfig(steps=200, warmup=0.1, lr=3e-3)
     rates = [learning_rate(step, config) for step in range(200)]
@@ -477,3 +497,4 @@ def test_the_papers_settings_carry_how_each_is_known() -> None:
     assert PAPER["far_px"].value == training.far_tiles * PAPER["tile_px"].value
     assert {each.standing for each in PAPER.values()} == {"stated", "second hand", "unverified"}
     assert not {"margin", "lr", "steps"} & set(PAPER)
+    assert training.slides_per_batch * training.tiles_per_slide <= 128  # they come as pixels
