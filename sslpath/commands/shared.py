@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from sslpath.imagenet import Encoder
 
-if TYPE_CHECKING:
     # argparse gives the type of `add_subparsers()` no public name.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 EXIT = "exit codes: 0 done, 1 error, 2 wrong arguments, 3 done but some inputs failed"
@@ -63,6 +62,14 @@ def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return value
+
+
+def whole(text: str) -> int:
+    """An argument that is a whole number of 0 or more, such as a seed."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 0 or more")
     return value
 
 
