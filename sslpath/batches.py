@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sslpath.errors import TileReadError
+from sslpath.errors import SlideError
 from sslpath.pairs import BatchSampler, near_far_um
 from sslpath.settings import TrainConfig
 from sslpath.sources import TileSource
@@ -75,17 +75,17 @@ def read_what_can_be_read(
     """Read tiles; one that cannot be read is left out, never replaced.
 
     Raises:
-        TileReadError: If fewer than two tiles remain.
+        SlideError: If fewer than two tiles remain.
     """
     try:
         return source.read(rows), np.ones(len(rows), bool)
-    except TileReadError:
+    except SlideError:
         kept, parts = np.zeros(len(rows), bool), []
         for i in range(len(rows)):
             try:
                 parts.append(source.read(rows.iloc[i : i + 1]))
                 kept[i] = True
-            except TileReadError as error:
+            except SlideError as error:
                 last = error
         if len(parts) < 2:
             raise last from None

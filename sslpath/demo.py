@@ -152,7 +152,8 @@ def run_demo(
     with step("4/6  descriptors: ours, a random network, mean and spread of RGB"):
         embed_run(tiles, source, out / "run", folders["spatial"], features=folders["imagenet"])
         test = tiles[tiles["split"] == "test"]
-        untrained = random_encoder(about["arch"], seed, about["input_px"])
+        # Tiles as they are: enlarging them fourfold, as for ImageNet, would take minutes.
+        untrained = random_encoder(about["arch"], seed, TILE_PX)
         embed_encoder(test, source, untrained, folders["random"])
         embed_rgb(test, source, folders["rgb"])
 

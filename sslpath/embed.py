@@ -10,23 +10,33 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
-from sslpath.descriptor_files import descriptor_path, load_slide, write_descriptors
+from sslpath.descriptor_files import (
+    descriptor_path,
+    load_slide,
+    write_descriptors,
+    write_failures,
+)
 from sslpath.descriptors import compute, read_descriptors, rgb_features
 from sslpath.errors import DescriptorError, WeightsError
 from sslpath.files import sha256
 from sslpath.imagenet import Encoder, check_provenance
 from sslpath.model import SiameseNetwork, load_model
-from sslpath.runs import CHECKPOINT
+from sslpath.runs import CHECKPOINT, read_settings
 from sslpath.sources import TileSource
 
 
 def embed_rgb(
-    tiles: pd.DataFrame, source: TileSource, folder: str | Path, *, progress: bool = True
+    tiles: pd.DataFrame, source: TileSource, folder: str | Path, **reading: Any
 ) -> pd.DataFrame:
-    """Mean and spread of RGB, six numbers a tile; returns the tiles that failed."""
-    return compute(tiles, rgb_features, source, folder, attrs={"arch": "rgb"}, progress=progress)
+    """Mean and spread of RGB, six numbers a tile; returns the tiles that failed.
+
+    ``reading`` is passed on to :func:`sslpath.descriptors.compute`, here and below: ``batch``,
+    ``workers``, ``progress``.
+    """
+    return compute(tiles, rgb_features, source, folder, attrs={"arch": "rgb"}, **reading)
 
 
 def embed_encoder(
@@ -34,20 +44,10 @@ def embed_encoder(
     source: TileSource,
     encoder: Encoder,
     folder: str | Path,
-    *,
-    batch: int = 128,
-    progress: bool = True,
+    **reading: Any,
 ) -> pd.DataFrame:
     """Features of an ImageNet or a random encoder; returns the tiles that failed."""
-    return compute(
-        tiles,
-        encoder.encode,
-        source,
-        folder,
-        attrs=encoder.provenance,
-        batch=batch,
-        progress=progress,
-    )
+    return compute(tiles, encoder.encode, source, folder, attrs=encoder.provenance, **reading)
 
 
 def load_run(run: str | Path) -> tuple[SiameseNetwork, dict[str, Any]]:
@@ -65,6 +65,7 @@ def load_run(run: str | Path) -> tuple[SiameseNetwork, dict[str, Any]]:
         "trunk": config.trunk,
         "descriptor_dim": config.descriptor_dim,
         "input_px": config.input_px,
+        "train_seed": read_settings(run).get("training", {}).get("seed"),
     }
     return network, about
 
@@ -77,9 +78,8 @@ def embed_run(
     *,
     features: str | Path | None = None,
     encoder: Encoder | None = None,
-    batch: int = 128,
-    device: str = "cpu",
-    progress: bool = True,
+    device: str | torch.device = "cpu",
+    **reading: Any,
 ) -> pd.DataFrame:
     """Descriptors of a trained network; returns the tiles that failed.
 
@@ -90,9 +90,8 @@ def embed_run(
         folder: Where the descriptors go.
         features: With a frozen trunk: a folder of features of its encoder, already computed.
         encoder: With a frozen trunk and no ``features``: the encoder.
-        batch: Tiles at a time.
         device: Where to compute.
-        progress: Show a bar.
+        reading: Passed on to :func:`sslpath.descriptors.compute`.
 
     Raises:
         WeightsError: If the trunk is frozen and neither features nor encoder are those that the
@@ -101,14 +100,15 @@ def embed_run(
     network, about = load_run(run)
     network.to(device)
     if network.trunk is not None:
-        return compute(
-            tiles, network.encode, source, folder, attrs=about, batch=batch, progress=progress
-        )
+        return compute(tiles, network.encode, source, folder, attrs=about, **reading)
     if features is not None:
         check_provenance(network.config.encoder, features_provenance(features, tiles), str(run))
         known, found = read_descriptors(features, tiles, missing="drop")
         store(tiles[found], network.encode(known), folder, about)
-        return tiles.loc[~found, ["slide_id", "x", "y"]].assign(error=f"no features in {features}")
+        failed = tiles.loc[~found, ["slide_id", "x", "y"]]
+        failed = failed.assign(error=f"no features in {features}")
+        write_failures(folder, list(failed.itertuples(index=False, name=None)))
+        return failed
     if encoder is None:
         raise WeightsError(
             f"The trunk of {run} is frozen: name the features of its encoder "
@@ -120,7 +120,7 @@ def embed_run(
     def both(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return network.encode(encoder.encode(pixels))
 
-    return compute(tiles, both, source, folder, attrs=about, batch=batch, progress=progress)
+    return compute(tiles, both, source, folder, attrs=about, **reading)
 
 
 def store(
@@ -167,3 +167,11 @@ def features_provenance(folder: str | Path, tiles: pd.DataFrame) -> dict[str, An
         f"No features of these slides in {folder}; make them with "
         "`sslpath embed TILES --encoder imagenet --out DIR`."
     )
+
+
+def provenance_or_nothing(folder: str | Path, tiles: pd.DataFrame) -> dict[str, Any]:
+    """As :func:`features_provenance`, but empty where the files do not say, such as CLAM's."""
+    try:
+        return features_provenance(folder, tiles)
+    except DescriptorError:
+        return {}

@@ -7,11 +7,14 @@ travels with what it computed, so features of one encoder never meet a head trai
 What this module does not do: pathology foundation models, and any file that needs pickle's code.
 """
 
+import difflib
 import hashlib
 import pickle
+import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -29,49 +32,70 @@ from sslpath.files import sha256
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VERSION = "IMAGENET1K_V1"
-# Architecture: length of its pooled features, and whether it has depthwise convolutions, which
-# lower precision does not speed up on a CPU.
-ARCHS = {
-    "resnet18": (512, False),
-    "resnet34": (512, False),
-    "resnet50": (2048, False),
-    "mobilenet_v2": (1280, True),
-    "mobilenet_v3_large": (960, True),
-    "efficientnet_b0": (1280, True),
-}
 # What must agree between the features a head was trained on and those it is given.
 IDENTITY = ("arch", "sha256", "input_px")
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def feature_dim(arch: str) -> int:
-    """Length of the pooled features of an architecture.
+class Architecture(NamedTuple):
+    """What has to be known of a torchvision classifier to use it without its classifier."""
+
+    dim: int
+    classifier: str
+    depthwise: bool
+
+
+@cache
+def architecture(arch: str) -> Architecture:
+    """Look at a torchvision classifier, mostly without memory for its weights.
+
+    Args:
+        arch: A name of ``torchvision.models.list_models(module=torchvision.models)``.
+
+    Returns:
+        Length of the pooled features, name of the last linear layer, and whether there are
+        depthwise convolutions, which lower precision does not speed up on a CPU.
 
     Raises:
-        ConfigError: If the architecture is not in ``ARCHS``.
+        ConfigError: If torchvision has no such classifier, or it does not end in a linear layer.
 
     Example:
-        >>> feature_dim("resnet50")
-        2048
+        >>> architecture("resnet50")
+        Architecture(dim=2048, classifier='fc', depthwise=False)
     """
-    if arch not in ARCHS:
-        raise ConfigError(f"Unknown architecture {arch!r}; choose one of {', '.join(ARCHS)}.")
-    return ARCHS[arch][0]
+    known = torchvision.models.list_models(module=torchvision.models)
+    if arch not in known:
+        close = difflib.get_close_matches(arch, known) or ["resnet50", "mobilenet_v2"]
+        raise ConfigError(
+            f"torchvision has no classifier {arch!r}; did you mean {' or '.join(close)}?"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some warn that their initialisation will change
+        try:
+            with torch.device("meta"):
+                network = torchvision.models.get_model(arch, weights=None)
+        except NotImplementedError:  # RegNets draw their first weights by value
+            network = torchvision.models.get_model(arch, weights=None)
+    modules = list(network.named_modules())
+    linear = [(k, m) for k, m in modules if isinstance(m, nn.Linear) and m.out_features == 1000]
+    if not linear:
+        raise ConfigError(f"{arch} does not end in a linear layer; choose resnet50 or another.")
+    name, last = linear[-1]
+    depthwise = any(isinstance(m, nn.Conv2d) and 1 < m.groups == m.in_channels for _, m in modules)
+    return Architecture(last.in_features, name, depthwise)
 
 
 def make_trunk(arch: str) -> nn.Module:
-    """A torchvision network without its classifier, ``(b, 3, h, w)`` to ``(b, feature_dim)``.
+    """A torchvision network without its classifier, ``(b, 3, h, w)`` to ``(b, dim)``.
 
     Its weights are random, drawn from PyTorch's global generator.
     """
-    feature_dim(arch)
+    classifier = architecture(arch).classifier
     network: nn.Module = torchvision.models.get_model(arch, weights=None)
-    setattr(network, _classifier(arch), nn.Identity())
+    network.set_submodule(classifier, nn.Identity())
+    if hasattr(network, "aux_logits"):  # GoogLeNet and Inception answer threefold in training
+        setattr(network, "aux_logits", False)  # noqa: B010 (nn.Module types attributes as tensors)
     return network
-
-
-def _classifier(arch: str) -> str:
-    return "fc" if arch.startswith("resnet") else "classifier"
 
 
 def resolve_precision(
@@ -87,8 +111,29 @@ def resolve_precision(
     if torch.device(device).type == "cuda":
         fast = torch.cuda.get_device_capability(device)[0] >= 8
     else:
-        fast = _cpu_has_bfloat16()
-    return torch.bfloat16 if fast and not ARCHS[arch][1] else torch.float32
+        fast = _cpu_has_bfloat16() and not architecture(arch).depthwise
+    return torch.bfloat16 if fast else torch.float32
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``auto`` is the first GPU, or the CPU where there is none.
+
+    Raises:
+        ConfigError: If there is no such device here.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"No device {name!r} here ({reason}). Use cpu, or auto.") from error
+    return device
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -142,12 +187,7 @@ class Encoder:
     @property
     def dim(self) -> int:
         """Length of the features."""
-        return feature_dim(self.arch)
-
-    def to(self, device: str | torch.device) -> "Encoder":
-        """Move the network to a device."""
-        self.trunk.to(device)
-        return self
+        return architecture(self.arch).dim
 
     def encode(self, tiles: NDArray[np.uint8], batch: int = 32) -> NDArray[np.float32]:
         """Compute the features of tiles.
@@ -188,16 +228,18 @@ def load_imagenet(
     input_px: int = 224,
     *,
     precision: Precision = "auto",
+    device: str | torch.device = "cpu",
     url: str | None = None,
     progress: bool = True,
 ) -> Encoder:
     """Load an encoder trained on ImageNet.
 
     Args:
-        arch: One of ``ARCHS``.
+        arch: Any classifier of torchvision; see :func:`architecture`.
         weights: A local file, safetensors or a PyTorch state dict; None downloads torchvision's.
         input_px: Side to which tiles are resized before the network.
         precision: Number type; see :func:`resolve_precision`.
+        device: Where to run it.
         url: Another address of torchvision's file, such as a mirror inside a hospital; its name
             must end in ``-<first digits of its SHA-256>.pth`` as torchvision's do.
         progress: Whether to draw a bar while downloading.
@@ -210,16 +252,21 @@ def load_imagenet(
     trunk = make_trunk(arch)
     if weights is None:
         path = download_weights(arch, url, progress=progress)
-        name = f"torchvision {VERSION}"
+        name = f"torchvision {path.stem}"
     else:
         path = Path(weights)
         name = path.name
     _fill(trunk, arch, read_state(path), path)
-    return _encoder(trunk, arch, name, sha256(path), input_px, precision)
+    return _encoder(trunk, arch, name, sha256(path), input_px, precision, device)
 
 
 def random_encoder(
-    arch: str = "resnet50", seed: int = 0, input_px: int = 224, *, precision: Precision = "auto"
+    arch: str = "resnet50",
+    seed: int = 0,
+    input_px: int = 224,
+    *,
+    precision: Precision = "auto",
+    device: str | torch.device = "cpu",
 ) -> Encoder:
     """An encoder with random weights: a baseline that shows what the architecture alone gives.
 
@@ -236,14 +283,22 @@ def random_encoder(
     digest = hashlib.sha256()
     for tensor in trunk.state_dict().values():
         digest.update(tensor.numpy().tobytes())
-    return _encoder(trunk, arch, f"random, seed {seed}", digest.hexdigest(), input_px, precision)
+    name = f"random, seed {seed}"
+    return _encoder(trunk, arch, name, digest.hexdigest(), input_px, precision, device)
 
 
 def _encoder(
-    trunk: nn.Module, arch: str, name: str, checksum: str, input_px: int, precision: Precision
+    trunk: nn.Module,
+    arch: str,
+    name: str,
+    checksum: str,
+    input_px: int,
+    precision: Precision,
+    device: str | torch.device,
 ) -> Encoder:
-    trunk.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    dtype = str(resolve_precision(precision, arch)).removeprefix("torch.")
+    trunk.eval().requires_grad_(False).to(device)
+    trunk.to(memory_format=torch.channels_last)
+    dtype = str(resolve_precision(precision, arch, device)).removeprefix("torch.")
     provenance = {
         "arch": arch,
         "weights": name,
@@ -260,8 +315,10 @@ def download_weights(arch: str, url: str | None = None, *, progress: bool = True
     Raises:
         WeightsError: If there is no connection or the hash differs.
     """
-    feature_dim(arch)
-    url = url or torchvision.models.get_model_weights(arch)[VERSION].url
+    classifier_weights = torchvision.models.get_model_weights(arch)
+    # The first version is what publications compare with; a few networks have none.
+    chosen = getattr(classifier_weights, VERSION, classifier_weights.DEFAULT)
+    url = url or chosen.url
     name = Path(urlparse(url).path).name
     prefix = name.removesuffix(".pth").rpartition("-")[2]
     if len(prefix) < 8 or not set(prefix) <= set("0123456789abcdef"):
@@ -313,7 +370,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _fill(trunk: nn.Module, arch: str, state: dict[str, Tensor], path: Path) -> None:
     """Load ``state`` into ``trunk``, its classifier dropped."""
-    kept = {k: v for k, v in state.items() if not k.startswith(_classifier(arch) + ".")}
+    classifier = architecture(arch).classifier + "."
+    kept = {k: v for k, v in state.items() if not k.startswith(classifier)}
     try:
         trunk.load_state_dict(kept)
     except RuntimeError as error:
@@ -334,7 +392,8 @@ def check_provenance(expected: dict[str, Any], found: dict[str, Any], what: str)
     Raises:
         WeightsError: If architecture, weights or input size differ.
     """
-    wrong = [key for key in IDENTITY if expected.get(key) != found.get(key)]
+    # What neither says agrees with nothing: descriptors of a run, say, are no features.
+    wrong = [key for key in IDENTITY if key not in found or expected.get(key) != found[key]]
     if wrong:
         pairs = "; ".join(f"{k}: {found.get(k)!r}, not {expected.get(k)!r}" for k in wrong)
         raise WeightsError(

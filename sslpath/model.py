@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.files import atomic_path
-from sslpath.imagenet import feature_dim, make_trunk, prepare, resolve_precision
+from sslpath.imagenet import architecture, make_trunk, prepare, resolve_precision
 
 HEADER = "sslpath_model"
+Trunk = Literal["frozen", "finetune", "scratch"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ModelConfig:
     """What a network is made of.
 
     Attributes:
-        arch: Architecture of the trunk, one of :data:`sslpath.imagenet.ARCHS`; with a frozen
+        arch: Architecture of the trunk, any classifier of torchvision; with a frozen
             trunk, a name only.
         trunk: ``frozen``, ``finetune`` or ``scratch``.
         feature_dim: Length of the trunk's features; 0 takes it from ``arch``.
@@ -49,7 +50,7 @@ class ModelConfig:
     """
 
     arch: str = "resnet50"
-    trunk: Literal["frozen", "finetune", "scratch"] = "frozen"
+    trunk: Trunk = "frozen"
     feature_dim: int = 0
     descriptor_dim: int = 128
     hidden: int = 512
@@ -63,10 +64,10 @@ class ModelConfig:
                 f"Unknown trunk {self.trunk!r}; choose `frozen`, `finetune` or `scratch`."
             )
         if not self.feature_dim:
-            object.__setattr__(self, "feature_dim", feature_dim(self.arch))
-        if self.trunk != "frozen" and self.feature_dim != feature_dim(self.arch):
+            object.__setattr__(self, "feature_dim", architecture(self.arch).dim)
+        if self.trunk != "frozen" and self.feature_dim != architecture(self.arch).dim:
             raise ConfigError(
-                f"{self.arch} has {feature_dim(self.arch)} features, not {self.feature_dim}."
+                f"{self.arch} has {architecture(self.arch).dim} features, not {self.feature_dim}."
             )
         if min(self.feature_dim, self.descriptor_dim, self.hidden, self.input_px) < 1:
             raise ConfigError(f"Lengths and sizes must be at least 1: {self}.")

@@ -59,6 +59,15 @@ def claim(run: Path, settings: dict[str, Any]) -> None:
     write_json(path, settings)
 
 
+def read_settings(run: str | Path) -> dict[str, Any]:
+    """The settings of a run, as :func:`claim` wrote them; empty if they cannot be read."""
+    try:
+        found = json.loads((Path(run) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def save_state(run: Path, network: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
     """Write all that is needed to go on after ``step`` steps, in one file."""
     tensors = {f"network.{key}": value for key, value in network.state_dict().items()}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sslpath.augment import Augmentation
 from sslpath.errors import ConfigError
 from sslpath.imagenet import Precision
-from sslpath.model import ModelConfig
+from sslpath.model import ModelConfig, Trunk
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TrainConfig:
             raise ConfigError("lr, margin and clip must be above 0, and warmup in 0..1.")
 
 
-def default_config(trunk: Literal["frozen", "finetune", "scratch"]) -> TrainConfig:
+def default_config(trunk: Trunk) -> TrainConfig:
     """Settings to start from: a head on frozen features, or a trunk that learns from pixels.
 
     Those of the head are chosen on real tissue (``benchmarks/tune_head.py``). Those of the other

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from sslpath.augment import augment
 from sslpath.batches import Batch, Batches
 from sslpath.errors import ConfigError
-from sslpath.imagenet import Encoder, resolve_precision
+from sslpath.imagenet import Encoder, pick_device, resolve_precision
 from sslpath.model import (
     ModelConfig,
     SiameseNetwork,
@@ -108,7 +108,7 @@ def train(
     part.attrs = tiles.attrs
     known = _check_features(tiles, features, source, model_config)
     known = None if known is None else known[chosen]
-    where = torch.device(_device(device))
+    where = pick_device(device)
     run = Path(run_dir)
     claim(run, _settings(part, known, config, model_config))
     if (run / CHECKPOINT).exists():
@@ -273,10 +273,6 @@ def _optimiser(network: SiameseNetwork, config: TrainConfig) -> torch.optim.Adam
         {"params": rest, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr)
-
-
-def _device(device: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _check_features(

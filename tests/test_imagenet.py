@@ -23,10 +23,9 @@ from sslpath import imagenet
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.files import sha256
 from sslpath.imagenet import (
-    ARCHS,
     Encoder,
+    architecture,
     check_provenance,
-    feature_dim,
     load_imagenet,
     make_trunk,
     prepare,
@@ -54,11 +53,14 @@ def weights(state: dict[str, Tensor], tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+FAMILIES = ("resnet18", "mobilenet_v2", "densenet121", "convnext_tiny", "regnet_y_400mf")
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
 def test_the_trunk_of_every_architecture_has_the_length_it_claims(arch: str) -> None:
     trunk = make_trunk(arch).eval()
     with torch.inference_mode():
-        assert trunk(torch.zeros(1, 3, 32, 32)).shape == (1, feature_dim(arch))
+        assert trunk(torch.zeros(1, 3, 32, 32)).shape == (1, architecture(arch).dim)
     url = torchvision.models.get_model_weights(arch)[imagenet.VERSION].url
     assert url.endswith(".pth")
 
@@ -197,8 +199,8 @@ def test_weights_of_another_architecture_are_refused(weights: Path) -> None:
             load_imagenet(arch, weights)
 
 
-def test_an_unknown_architecture_is_refused_with_the_list() -> None:
-    with pytest.raises(ConfigError, match="mobilenet_v2"):
+def test_an_unknown_architecture_is_refused_with_a_likely_one() -> None:
+    with pytest.raises(ConfigError, match="did you mean resnet"):
         load_imagenet("resnet51")
 
 

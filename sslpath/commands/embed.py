@@ -10,9 +10,11 @@ from sslpath.commands.shared import (
     count,
     imagenet_encoder,
     imagenet_options,
-    pick_device,
+    open_table,
     say,
+    table_options,
     warn,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def add(commands: "Commands") -> None:
         "  sslpath embed tiles.parquet --run runs/a --out descriptors/spatial\n"
         "  sslpath embed tiles.parquet --encoder imagenet --out descriptors/imagenet\n",
     )
-    p.add_argument("tiles", type=Path, help="table of tiles")
+    table_options(p)
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of descriptors")
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=Path, dest="run_dir", metavar="RUN", help="a trained network")
@@ -48,43 +50,52 @@ def add(commands: "Commands") -> None:
     )
     imagenet_options(p)
     p.add_argument("--batch", type=count, default=128)
-    p.add_argument("--seed", type=int, default=0, help="of the random network")
-    p.add_argument("--device", default="auto")
+    p.add_argument("--seed", type=whole, default=0, help="of the random network")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    p.add_argument(
+        "--workers", type=whole, default=0, help="processes that read tiles ahead (default 0)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath embed``."""
     from sslpath import embed as to
-    from sslpath.imagenet import random_encoder
-    from sslpath.sources import open_source
-    from sslpath.table import load_tiles
+    from sslpath.imagenet import pick_device, random_encoder
 
-    tiles, device = load_tiles(options.tiles), pick_device(options.device)
-    source = open_source(tiles)
+    tiles, source = open_table(options)
+    device, reading = (
+        pick_device(options.device),
+        {"batch": options.batch, "workers": options.workers},
+    )
     if options.run_dir is not None:
         network, _ = to.load_run(options.run_dir)
-        wants_encoder = network.trunk is None and options.features is None
         encoder = None
-        if wants_encoder:
+        if network.trunk is None and options.features is None:
+            # The run knows which encoder its head needs; only the weights have to be named.
             options.arch = network.config.encoder.get("arch", options.arch)
             options.input_px = network.config.encoder.get("input_px", options.input_px)
             encoder = imagenet_encoder(options)
         failed = to.embed_run(
-            tiles, source, options.run_dir, options.out,
-            features=options.features, encoder=encoder, batch=options.batch, device=device,
-        )  # fmt: skip
+            tiles,
+            source,
+            options.run_dir,
+            options.out,
+            features=options.features,
+            encoder=encoder,
+            device=device,
+            **reading,
+        )
     elif options.encoder == "rgb":
-        failed = to.embed_rgb(tiles, source, options.out)
+        failed = to.embed_rgb(tiles, source, options.out, **reading)
     else:
         encoder = (
-            random_encoder(options.arch, options.seed, options.input_px)
+            random_encoder(options.arch, options.seed, options.input_px, device=device)
             if options.encoder == "random"
             else imagenet_encoder(options)
         )
-        encoder = encoder.to(device)
-        failed = to.embed_encoder(tiles, source, encoder, options.out, batch=options.batch)
+        failed = to.embed_encoder(tiles, source, encoder, options.out, **reading)
     say(f"{options.out}: descriptors of {len(tiles) - len(failed):,} tiles")
     if len(failed):
-        warn(f"{len(failed)} tiles failed; see {options.out}")
+        warn(f"{len(failed)} tiles failed; see {options.out / 'failed.csv'}")
         return FAILED
     return 0

@@ -2,15 +2,25 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sslpath.commands.shared import command, count, positive, say, warn
+from sslpath.commands.shared import (
+    command,
+    count,
+    open_table,
+    positive,
+    say,
+    table_options,
+    warn,
+    whole,
+)
 from sslpath.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sslpath.commands.shared import Commands
+    from sslpath.sources import TileSource
 
 
 def add(commands: "Commands") -> None:
@@ -26,7 +36,7 @@ def add(commands: "Commands") -> None:
         "  sslpath evaluate tiles.parquet --descriptors spatial=d/spatial imagenet=d/imagenet \\\n"
         "      --out results.json --figures figures/\n",
     )
-    p.add_argument("tiles", type=Path, help="table of tiles, with labels")
+    table_options(p)
     p.add_argument(
         "--descriptors",
         nargs="+",
@@ -50,7 +60,7 @@ def add(commands: "Commands") -> None:
     )
     p.add_argument("--k", type=count, default=10, help="neighbours (default 10)")
     p.add_argument(
-        "--seed", type=int, default=0, help="of the bootstrap and of ADDR's pairs; recorded"
+        "--seed", type=whole, default=0, help="of the bootstrap and of ADDR's pairs; recorded"
     )
     p.add_argument(
         "--no-baselines",
@@ -64,71 +74,65 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath evaluate``."""
+    from sslpath.embed import provenance_or_nothing
     from sslpath.report import compare, pictures, tables
     from sslpath.results import write_results
-    from sslpath.sources import open_source
-    from sslpath.table import load_tiles
 
-    tiles = load_tiles(options.tiles)
+    tiles, source = open_table(options)
     folders = dict(_named(text) for text in options.descriptors)
     if options.split != "all":
         tiles = tiles[tiles["split"] == options.split]
         if tiles.empty:
             raise ConfigError(f"{options.tiles} has no tiles of the split {options.split!r}.")
-    source = open_source(tiles)
     if options.baselines:
-        folders = add_baselines(tiles, folders, options.out.parent / "baselines")
+        folders = add_baselines(tiles, source, folders, options.out.parent / "baselines")
+    settings = {
+        "near_tiles": options.near_tiles,
+        "far_tiles": options.far_tiles,
+        "k": options.k,
+        "seed": options.seed,
+        "group": options.group,
+    }
+    made_by = {name: provenance_or_nothing(folder, tiles) for name, folder in folders.items()}
     tiles, descriptors, rows = compare(
-        tiles,
-        folders,
-        near_tiles=options.near_tiles,
-        far_tiles=options.far_tiles,
-        k=options.k,
-        seed=options.seed,
-        group=options.group,
-        data=options.data or options.tiles.stem,
+        tiles, folders, data=options.data or options.tiles.stem, **settings
     )
+    for row in rows:
+        row["split"] = options.split
+        if "train_seed" in (about := made_by.get(row["method"], {})):
+            row["train_seed"] = about["train_seed"]
     write_results(options.out, rows)
     say(tables(rows))
     if options.figures is not None:
-        pictures(
-            tiles,
-            descriptors,
-            rows,
-            source,
-            options.figures,
-            near_tiles=options.near_tiles,
-            far_tiles=options.far_tiles,
-            k=options.k,
-            seed=options.seed,
-        )
+        pictures(tiles, descriptors, rows, source, options.figures, **settings)
         say(f"pictures in {options.figures}")
     return 0
 
 
-def add_baselines(tiles: "pd.DataFrame", folders: dict[str, Path], where: Path) -> dict[str, Path]:
+def add_baselines(
+    tiles: "pd.DataFrame", source: "TileSource", folders: dict[str, Path], where: Path
+) -> dict[str, Path]:
     """Add the baselines that every table has and that need no weights: random and RGB.
 
-    The random network has the architecture and input size of the ImageNet one beside it.
+    The random network has the architecture of the ImageNet one beside it, and sees the tiles at
+    their own size: enlarging them would only cost time.
     """
-    from sslpath.embed import embed_encoder, embed_rgb, features_provenance
-    from sslpath.imagenet import random_encoder
-    from sslpath.sources import open_source
+    from sslpath.embed import embed_encoder, embed_rgb, provenance_or_nothing
+    from sslpath.imagenet import pick_device, random_encoder
 
-    source = open_source(tiles)
     folders = dict(folders)
     if "random" not in folders:
-        about: dict[str, Any] = {"arch": "resnet18", "input_px": 224}
-        if "imagenet" in folders:
-            about = features_provenance(folders["imagenet"], tiles)
-        say(f"random network ({about['arch']}, {about['input_px']} px), in {where / 'random'}")
-        encoder = random_encoder(about["arch"], 0, about["input_px"])
-        embed_encoder(tiles, source, encoder, where / "random")
+        about = provenance_or_nothing(folders["imagenet"], tiles) if "imagenet" in folders else {}
+        arch = about.get("arch", "resnet18")
+        input_px = min(int(tiles.attrs["tile_px"]), about.get("input_px", 224))
         folders["random"] = where / "random"
+        say(f"random network ({arch}, {input_px} px), in {folders['random']}")
+        encoder = random_encoder(arch, 0, input_px, device=pick_device())
+        embed_encoder(tiles, source, encoder, folders["random"])
     if "rgb" not in folders:
-        say(f"mean and spread of RGB, in {where / 'rgb'}")
-        embed_rgb(tiles, source, where / "rgb")
         folders["rgb"] = where / "rgb"
+        say(f"mean and spread of RGB, in {folders['rgb']}")
+        embed_rgb(tiles, source, folders["rgb"])
     if "imagenet" not in folders:
         warn("no `imagenet` among --descriptors: nothing to beat")
     return folders

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sslpath.imagenet import Encoder
+    from sslpath.sources import TileSource
 
     # argparse gives the type of `add_subparsers()` no public name.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -93,10 +94,11 @@ def imagenet_options(p: argparse.ArgumentParser) -> None:
 
 
 def imagenet_encoder(options: argparse.Namespace) -> "Encoder":
-    """The ImageNet encoder that the options name."""
-    from sslpath.imagenet import load_imagenet
+    """The ImageNet encoder that the options name, on the device that they name."""
+    from sslpath.imagenet import load_imagenet, pick_device
 
-    return load_imagenet(options.arch, options.imagenet_weights, options.input_px)
+    device = pick_device(getattr(options, "device", "auto"))
+    return load_imagenet(options.arch, options.imagenet_weights, options.input_px, device=device)
 
 
 def report(failures: "list[Any] | pd.DataFrame", path: Path, what: str) -> int:
@@ -113,8 +115,21 @@ def report(failures: "list[Any] | pd.DataFrame", path: Path, what: str) -> int:
     return FAILED
 
 
-def pick_device(name: str) -> str:
-    """``auto`` is the first GPU, if there is one."""
-    import torch
+def table_options(p: argparse.ArgumentParser) -> None:
+    """The table of tiles, and where its slides are now."""
+    p.add_argument("tiles", type=Path, help="table of tiles")
+    p.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="where the slides or the zip are now, if they moved since `sslpath tile`",
+    )
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+def open_table(options: argparse.Namespace) -> "tuple[pd.DataFrame, TileSource]":
+    """The table of tiles that the options name, and the source of its pixels."""
+    from sslpath.sources import open_source
+    from sslpath.table import load_tiles
+
+    tiles = load_tiles(options.tiles)
+    return tiles, open_source(tiles, options.root)

@@ -1,18 +1,24 @@
 """``sslpath train``: a table of tiles to a siamese network."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslpath.commands.shared import (
+    FAILED,
     command,
     count,
     imagenet_encoder,
     imagenet_options,
+    open_table,
     positive,
-    report,
     say,
+    table_options,
+    warn,
+    whole,
 )
+from sslpath.errors import WeightsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +26,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sslpath.commands.shared import Commands
+    from sslpath.model import ModelConfig, Trunk
+    from sslpath.settings import TrainConfig
+    from sslpath.sources import TileSource
+
+TRAINING = (
+    *("near_tiles", "far_tiles", "pairs", "margin", "steps", "lr"),
+    *("slides_per_batch", "tiles_per_slide"),
+)
 
 
 def add(commands: "Commands") -> None:
@@ -35,76 +49,75 @@ def add(commands: "Commands") -> None:
         "  sslpath train tiles.parquet --arch mobilenet_v2 --imagenet-weights FILE --out runs/a\n"
         "  sslpath train tiles.parquet --trunk scratch --arch resnet18 --steps 2000 --out runs/b\n",
     )
-    p.add_argument("tiles", type=Path, help="table of tiles")
+    table_options(p)
     p.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder")
     p.add_argument(
         "--trunk",
         choices=("frozen", "finetune", "scratch"),
-        default="frozen",
         help="frozen: ImageNet features once, then a small head, seconds on a CPU "
         "(default); finetune: from ImageNet; scratch: from nothing",
+    )
+    p.add_argument(
+        "--preset",
+        choices=("paper",),
+        help="start from what is known of the paper's settings (ResNet-50 finetuned, explicit "
+        "pairs, near 8 and far 42 tile widths, tiles of 224 px), some of it unverified; what is "
+        "not known keeps our defaults, and options given here win",
     )
     p.add_argument(
         "--features",
         type=Path,
         metavar="DIR",
         help="frozen trunk: ImageNet features made by `sslpath embed --encoder "
-        "imagenet`; without it they are computed into RUN/features",
+        "imagenet`; without it they are computed into the run folder",
     )
     imagenet_options(p)
     p.add_argument(
         "--near-tiles", type=positive, help="near: at most so many tile widths (default 8)"
     )
     p.add_argument(
-        "--far-tiles", type=positive, help="far: at least so many tile widths (default 30)"
+        "--far-tiles", type=positive, help="far: more than so many tile widths (default 30)"
     )
     p.add_argument(
         "--pairs", choices=("in-batch", "explicit"), help="how pairs are drawn (default in-batch)"
     )
     p.add_argument("--margin", type=positive, help="margin of the contrastive loss")
-    p.add_argument(
-        "--descriptor-dim", type=count, default=128, help="length of descriptors (default 128)"
-    )
-    p.add_argument("--steps", type=count, help="training steps")
+    p.add_argument("--descriptor-dim", type=count, help="length of descriptors (default 128)")
+    p.add_argument("--steps", type=count, help="training steps (default 150; 5000 unless frozen)")
     p.add_argument("--lr", type=positive, help="peak learning rate")
-    p.add_argument("--slides-per-batch", type=count)
-    p.add_argument("--tiles-per-slide", type=count)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--slides-per-batch", type=count, help="slides in a batch")
+    p.add_argument("--tiles-per-slide", type=count, help="tiles of each slide in a batch")
+    p.add_argument("--seed", type=whole, default=0, help="of everything random (default 0)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    p.add_argument("--workers", type=int, default=0, help="processes that read tiles (default 0)")
+    p.add_argument("--workers", type=whole, default=0, help="processes that read tiles (default 0)")
 
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath train``."""
-    from sslpath.model import ModelConfig
-    from sslpath.sources import open_source
-    from sslpath.table import load_tiles
-    from sslpath.training import TrainConfig
-    from sslpath.training import train as run_training
+    from sslpath.training import train
 
-    tiles = load_tiles(options.tiles)
-    source = open_source(tiles)
-    names = ("near_tiles", "far_tiles", "pairs", "margin", "steps", "lr", "slides_per_batch",
-             "tiles_per_slide")  # fmt: skip
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    config = TrainConfig(seed=options.seed, **given)
-    model: dict[str, Any] = {"trunk": options.trunk, "descriptor_dim": options.descriptor_dim}
-    features, encoder = None, None
-    if options.trunk == "frozen":
-        tiles, features, about = _frozen_features(options, tiles)
-        model |= {"arch": about["arch"], "input_px": about["input_px"], "encoder": about}
-        model["feature_dim"] = features.shape[1]
-    else:
-        model |= {"arch": options.arch, "input_px": options.input_px}
-        encoder = imagenet_encoder(options) if options.trunk == "finetune" else None
+    tiles, source = open_table(options)
+    config, model = _settings(options)
+    features, encoder, code = None, None, 0
+    if model.trunk == "frozen":
+        tiles, features, about, code = _frozen_features(options, tiles, source)
+        model = replace(
+            model,
+            arch=about["arch"],
+            input_px=about["input_px"],
+            feature_dim=features.shape[1],
+            encoder=about,
+        )
+    elif model.trunk == "finetune":
+        encoder = imagenet_encoder(options)
     _say_pairs(tiles, config.near_tiles, config.far_tiles)
-    network = run_training(
+    network = train(
         tiles,
         config,
-        ModelConfig(**model),
+        model,
         options.out,
         features=features,
-        source=None if features is not None else source,
+        source=source if features is None else None,
         encoder=encoder,
         device=options.device,
         workers=options.workers,
@@ -112,30 +125,61 @@ def run(options: argparse.Namespace) -> int:
     _curves(options.out)
     n = sum(parameter.numel() for parameter in network.parameters())
     say(f"{options.out}: {n:,} parameters; next, sslpath embed {options.tiles} --run {options.out}")
-    return 0
+    return code
+
+
+def _settings(options: argparse.Namespace) -> "tuple[TrainConfig, ModelConfig]":
+    """The preset or the trunk's defaults, with what was given on the command line on top."""
+    from sslpath.model import ModelConfig
+    from sslpath.settings import default_config, paper_preset
+
+    if options.preset == "paper":
+        config, model = paper_preset()
+        trunk: Trunk = options.trunk or model.trunk
+        model = replace(model, trunk=trunk, arch=options.arch, input_px=options.input_px)
+    else:
+        trunk = options.trunk or "frozen"
+        config = default_config(trunk)
+        model = ModelConfig(arch=options.arch, trunk=trunk, input_px=options.input_px)
+    given = {name: value for name in TRAINING if (value := getattr(options, name)) is not None}
+    if options.descriptor_dim is not None:
+        model = replace(model, descriptor_dim=options.descriptor_dim)
+    return replace(config, seed=options.seed, **given), model
 
 
 def _frozen_features(
-    options: argparse.Namespace, tiles: "pd.DataFrame"
-) -> "tuple[pd.DataFrame, NDArray[np.float32], dict[str, Any]]":
-    """The tiles that have ImageNet features, their features, and what made them."""
+    options: argparse.Namespace, tiles: "pd.DataFrame", source: "TileSource"
+) -> "tuple[pd.DataFrame, NDArray[np.float32], dict[str, Any], int]":
+    """The tiles that have ImageNet features, these, what made them, and an exit code."""
     from sslpath.descriptors import read_descriptors
     from sslpath.embed import embed_encoder, features_provenance
-    from sslpath.sources import open_source
+    from sslpath.imagenet import IDENTITY
 
-    folder = options.features
+    folder, code = options.features, 0
     if folder is None:
-        folder = options.out / "features"
+        encoder = imagenet_encoder(options)
+        # Named by what makes them, so that another encoder never overwrites a run's features.
+        about = encoder.provenance
+        name = f"features-{about['arch']}-{about['sha256'][:8]}-{about['input_px']}px"
+        folder = options.out / name
         say(f"ImageNet features go to {folder}; share them between runs with --features.")
-        failed = embed_encoder(tiles, open_source(tiles), imagenet_encoder(options), folder)
-        report(failed, folder / "failed.csv", "tiles could not be read")
+        failed = embed_encoder(tiles, source, encoder, folder)
+        if len(failed):
+            warn(f"{len(failed)} tiles could not be read; see {folder / 'failed.csv'}")
+            code = FAILED
+    about = features_provenance(folder, tiles)
+    lacking = [key for key in IDENTITY if key not in about]
+    if lacking:
+        raise WeightsError(
+            f"The descriptors in {folder} do not say their encoder's {' and '.join(lacking)}: they "
+            "are no features of an ImageNet encoder. Make some with `sslpath embed --encoder "
+            "imagenet`."
+        )
     features, found = read_descriptors(folder, tiles, missing="drop")
-    about = {
-        key: value
-        for key, value in features_provenance(folder, tiles).items()
-        if key not in ("mpp", "tile_px")
-    }
-    return tiles[found], features, about
+    if not found.all():
+        warn(f"{(~found).sum()} of {len(found)} tiles have no features and are left out")
+    about = {key: value for key, value in about.items() if key not in ("mpp", "tile_px")}
+    return tiles[found], features, about, code
 
 
 def _say_pairs(tiles: "pd.DataFrame", near_tiles: float, far_tiles: float) -> None:
