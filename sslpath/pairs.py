@@ -234,7 +234,8 @@ def diagnose(
     slides = by_slide(tiles)
     near = {name: slide.has_near(near_um) for name, slide in slides.items()}
     far = {name: slide.has_far(far_um) for name, slide in slides.items()}
-    agreement = label_agreement(tiles, [0.0, near_um, far_um, np.inf], rng, pairs=anchors)
+    edges = np.unique([0.0, near_um, far_um, np.inf])  # near and far may be the same distance
+    agreement = label_agreement(tiles, edges, rng, pairs=anchors)
     return Diagnosis(
         tiles=len(tiles),
         slides=len(slides),
@@ -243,8 +244,8 @@ def diagnose(
         no_far=1 - sum(int(each.sum()) for each in far.values()) / len(tiles),
         near_agreement=float(agreement["agreement"].iloc[0]),
         near_pairs=int(agreement["n"].iloc[0]),
-        far_agreement=float(agreement["agreement"].iloc[2]),
-        far_pairs=int(agreement["n"].iloc[2]),
+        far_agreement=float(agreement["agreement"].iloc[-1]),
+        far_pairs=int(agreement["n"].iloc[-1]),
     )
 
 

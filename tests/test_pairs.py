@@ -274,6 +274,21 @@ def test_diagnosis_counts_what_is_missing_and_how_often_labels_agree() -> None:
     assert "410 tiles of 2 slides" in str(found)
 
 
+def test_diagnosis_with_near_and_far_at_one_distance_splits_all_pairs_there() -> None:
+    x, y = (200 * np.indices((20, 20))).reshape(2, -1)
+    tiles = table(x, y, ["a"] * 400, label=(x < 2000).astype(int))
+    found = diagnose(tiles, 300, 300, np.random.default_rng(0))
+    distance = every_distance(tiles)
+    label = tiles["label"].to_numpy(int)
+    same = label[:, None] == label[None]
+    for share, fits in (
+        (found.near_agreement, distance <= 300),
+        (found.far_agreement, distance > 300),
+    ):
+        exact = ((same & fits).sum(1) / fits.sum(1)).mean()
+        assert share == pytest.approx(exact, abs=4 * np.sqrt(0.25 / 2000))
+
+
 def test_agreement_by_distance_follows_the_labels_and_leaves_unknown_ones_out() -> None:
     # Stripes 4 tiles wide; the labels of every third column are unknown.
     x, y = (200 * np.indices((40, 40))).reshape(2, -1)
