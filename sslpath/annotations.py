@@ -106,6 +106,26 @@ def read_annotations(path: str | Path) -> Annotations:
     )
 
 
+def annotation_files(slide_id: str, folder: str | Path) -> list[Path]:
+    """Files named like a slide; capitals do not matter, as copies of Camelyon differ in them."""
+    names = {f"{slide_id}{ending}".lower() for ending in (".xml", ".geojson")}
+    return sorted(path for path in Path(folder).iterdir() if path.name.lower() in names)
+
+
+def annotations_of(slide_id: str, folder: str | Path) -> Annotations | None:
+    """Read the annotations of a slide from a folder, if it has any there.
+
+    Raises:
+        AnnotationError: If there are several, or they cannot be read.
+    """
+    found = annotation_files(slide_id, folder)
+    if len(found) > 1:
+        raise AnnotationError(
+            f"Slide {slide_id} has several annotations: {', '.join(map(str, found))}. Keep one."
+        )
+    return read_annotations(found[0]) if found else None
+
+
 def write_geojson(regions: Mapping[str, BaseGeometry], path: str | Path) -> None:
     """Write regions as GeoJSON that QuPath opens: one feature a name, holes kept.
 

@@ -52,12 +52,15 @@ def check_mpp(value: float, what: str) -> float:
 class Slide:
     """A whole-slide image; cheap to make, opened when first read, safe to pickle and to fork.
 
-    A slide holds only its path. Handles live in a pool of the process that reads, at most 8 open
-    at a time with one tile cache for all, so many slides and many workers stay within bounds.
+    A slide holds only its path and name. Handles live in a pool of the process that reads, at most
+    8 open at a time with one tile cache for all, so many slides and many workers stay within
+    bounds.
 
     Args:
         path: The slide's file. For DICOM, any level's file of the slide.
         mpp: um per level-0 px, where the slide does not say it or says it wrongly.
+        slide_id: The slide's name, if it is not the file's stem. DICOM files are named by level:
+            the folder's name is a better one.
 
     Raises:
         PixelSizeError: If ``mpp`` is given and not plausible.
@@ -68,14 +71,12 @@ class Slide:
         ('case-7', 0.25)
     """
 
-    def __init__(self, path: str | Path, mpp: float | None = None) -> None:
+    def __init__(
+        self, path: str | Path, mpp: float | None = None, *, slide_id: str | None = None
+    ) -> None:
         self.path = Path(path)
+        self.slide_id = self.path.stem if slide_id is None else slide_id
         self.mpp_override = None if mpp is None else check_mpp(mpp, f"{path}")
-
-    @property
-    def slide_id(self) -> str:
-        """The file's stem."""
-        return self.path.stem
 
     @property
     def mpp(self) -> float:

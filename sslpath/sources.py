@@ -65,7 +65,7 @@ def open_source(tiles: pd.DataFrame, root: str | Path | None = None) -> TileSour
             where: dict[str, dict[str, Any]] = source["slides"]
             paths = _moved([where[name]["path"] for name in where], root)
             slides = {
-                name: Slide(path, where[name]["mpp"])
+                name: Slide(path, where[name]["mpp"], slide_id=name)
                 for name, path in zip(where, paths, strict=True)
             }
             return SlideTiles(slides, mpp=mpp, tile_px=tile_px)

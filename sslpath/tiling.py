@@ -9,6 +9,7 @@ Labels follow the rule of :mod:`sslpath.labels`; without annotations they are mi
 """
 
 import math
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,7 +25,7 @@ import shapely
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sslpath.annotations import Annotations, read_annotations
+from sslpath.annotations import Annotations, annotation_files, annotations_of
 from sslpath.errors import AnnotationError, ConfigError, SlideError, SslpathError
 from sslpath.labels import label_tiles
 from sslpath.slides import Slide
@@ -169,14 +170,14 @@ def tile_slide(
             exhaustive=exhaustive,
             tumour_share=tumour_share,
         )
+    where: dict[str, Any] = {"path": str(slide.path.absolute()), "mpp": slide.mpp}
+    where |= dict(zip(("width", "height"), slide.dimensions, strict=True))
+    where["stride_px"] = stride_px or tile_px
     return make_table(
         columns,
         mpp=mpp,
         tile_px=tile_px,
-        source={
-            "kind": "slides",
-            "slides": {slide.slide_id: {"path": str(slide.path.absolute()), "mpp": slide.mpp}},
-        },
+        source={"kind": "slides", "slides": {slide.slide_id: where}},
     )
 
 
@@ -207,7 +208,8 @@ def tile_slides(
         min_tissue: Likewise.
         annotations_dir: Folder with an ``.xml`` or ``.geojson`` file named like each annotated
             slide. Labels of slides without a file are missing.
-        not_exhaustive: Ids of slides where what is not outlined is unknown, not normal.
+        not_exhaustive: Ids of slides where what is not outlined is unknown, not normal. Capitals
+            do not matter.
         no_tumour: Ids of slides known to hold no tumour: without a file, their labels are 0.
         tumour_share: Likewise.
         max_tiles: Likewise, for each slide.
@@ -220,13 +222,14 @@ def tile_slides(
         The table of tiles, in the order of ``slides``; and the slides that gave no tiles.
 
     Raises:
-        ConfigError: If two slides have the same id, or settings are out of range.
+        ConfigError: If two slides have the same id, ``not_exhaustive`` or ``no_tumour`` name none
+            of the slides, or settings are out of range.
         SslpathError: The first error of a slide, with ``on_error="raise"``.
     """
     slides = list(slides)
     _check_ids(slides)
-    if annotations_dir is not None and not Path(annotations_dir).is_dir():
-        raise ConfigError(f"The folder of annotations {annotations_dir} does not exist.")
+    if annotations_dir is not None:
+        _check_annotations(Path(annotations_dir), slides)
     _check_settings(min_tissue, tumour_share, max_tiles)
     job = partial(
         _tile_one,
@@ -235,8 +238,8 @@ def tile_slides(
         stride_px=stride_px,
         min_tissue=min_tissue,
         annotations_dir=None if annotations_dir is None else Path(annotations_dir),
-        not_exhaustive=frozenset(not_exhaustive),
-        no_tumour=frozenset(no_tumour),
+        not_exhaustive=_named(slides, not_exhaustive, "not_exhaustive"),
+        no_tumour=_named(slides, no_tumour, "no_tumour"),
         tumour_share=tumour_share,
         max_tiles=max_tiles,
         seed=seed,
@@ -279,6 +282,29 @@ def _check_ids(slides: list[Slide]) -> None:
         raise ConfigError("A slide is listed twice. List each once.")
 
 
+def _named(slides: list[Slide], ids: Collection[str], what: str) -> frozenset[str]:
+    """The ids as the slides have them; capitals do not matter, as for annotations."""
+    wanted, own = {name.lower() for name in ids}, {slide.slide_id.lower() for slide in slides}
+    unknown = [name for name in ids if name.lower() not in own]
+    if unknown:
+        raise ConfigError(
+            f"{what} names {', '.join(unknown)}, but no slide is called so. Slides are called like "
+            f"their files without the ending: {', '.join(s.slide_id for s in slides[:5])}."
+        )
+    return frozenset(s.slide_id for s in slides if s.slide_id.lower() in wanted)
+
+
+def _check_annotations(folder: Path, slides: list[Slide]) -> None:
+    if not folder.is_dir():
+        raise ConfigError(f"The folder of annotations {folder} does not exist.")
+    if slides and not any(annotation_files(slide.slide_id, folder) for slide in slides):
+        warnings.warn(
+            f"No file in {folder} is named like a slide: nothing is labelled from it. Annotations "
+            f"of {slides[0].slide_id} would be {slides[0].slide_id}.xml or .geojson.",
+            stacklevel=3,
+        )
+
+
 def _tile_one(
     slide: Slide,
     *,
@@ -290,9 +316,9 @@ def _tile_one(
     """The table of a slide, or the error that it gave."""
     try:
         annotations = None
-        if annotations_dir is not None and (file := _annotation_file(annotations_dir, slide)):
-            annotations = read_annotations(file)
-        elif slide.slide_id in no_tumour:
+        if annotations_dir is not None:
+            annotations = annotations_of(slide.slide_id, annotations_dir)
+        if annotations is None and slide.slide_id in no_tumour:
             annotations = Annotations()
         tiles = tile_slide(
             slide,
@@ -308,18 +334,6 @@ def _tile_one(
             "an empty slide, a stain that is not H&E, or tiles wider than the slide."
         )
     return tiles
-
-
-def _annotation_file(folder: Path, slide: Slide) -> Path | None:
-    """The annotations of a slide; capitals do not matter, as copies of Camelyon differ in them."""
-    names = {f"{slide.slide_id}{ending}".lower() for ending in (".xml", ".geojson")}
-    found = sorted(path for path in folder.iterdir() if path.name.lower() in names)
-    if len(found) > 1:
-        raise AnnotationError(
-            f"Slide {slide.slide_id} has several annotations: {', '.join(map(str, found))}. "
-            "Keep one."
-        )
-    return found[0] if found else None
 
 
 def _run(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -365,6 +366,51 @@ def test_slides_known_to_be_normal_or_partly_outlined_are_labelled_so(folder: Pa
     )
     assert (tiles.loc[tiles["slide_id"] == "a", "label"] == 0).all()
     assert set(tiles.loc[tiles["slide_id"] == "b", "label"].dropna()) == {1}
+
+
+def test_ids_of_slides_may_differ_in_capitals_as_annotations_do(folder: Path) -> None:
+    slides = [Slide(folder / f"{name}.tif") for name in ("a", "b")]
+    settings = {"mpp": MPP, "tile_px": 100, "annotations_dir": folder, "progress": False}
+    exact, _ = tile_slides(slides, not_exhaustive=["b"], no_tumour=["a"], **settings)
+    other, _ = tile_slides(slides, not_exhaustive=["B"], no_tumour=["A"], **settings)
+    assert exact["label"].isna().any()
+    pd.testing.assert_frame_equal(exact, other)
+
+
+@pytest.mark.parametrize("which", ["not_exhaustive", "no_tumour"])
+def test_an_id_that_is_no_slide_is_refused_by_name(folder: Path, which: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{which} names Tumor_9, but no slide .*: a\."):
+        tile_slides(
+            [Slide(folder / "a.tif")],
+            mpp=MPP,
+            tile_px=100,
+            progress=False,
+            **{which: ["a", "Tumor_9"]},
+        )
+
+
+def test_a_folder_of_annotations_that_fits_no_slide_is_warned_about(folder: Path) -> None:
+    settings = {"mpp": MPP, "tile_px": 100, "annotations_dir": folder, "progress": False}
+    with pytest.warns(UserWarning, match=r"No file in .* would be a\.xml or \.geojson"):
+        tile_slides([Slide(folder / "a.tif")], **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tile_slides([Slide(folder / "a.tif"), Slide(folder / "b.tif")], **settings)
+
+
+def test_a_slide_may_have_another_name_than_its_file(folder: Path) -> None:
+    slide = Slide(folder / "c.tif", slide_id="b")
+    tiles, _ = tile_slides([slide], mpp=MPP, tile_px=100, annotations_dir=folder, progress=False)
+    assert set(tiles["slide_id"]) == {"b"}
+    assert tiles["label"].notna().any()  # by the annotations of b
+    where = tiles.attrs["source"]["slides"]["b"]
+    assert where == {
+        "path": str(folder / "c.tif"), "mpp": MPP, "width": 2000, "height": 1500, "stride_px": 100
+    }  # fmt: skip
+    assert np.array_equal(
+        open_source(tiles).read(tiles.head(2)),
+        [slide.read(row.x, row.y, 100, MPP) for row in tiles.head(2).itertuples()],
+    )
 
 
 def test_two_annotations_of_one_slide_and_a_missing_folder_are_refused(folder: Path) -> None:
