@@ -4,7 +4,8 @@ The last step of the flow, shared by ``sslpath evaluate`` and the demo.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,20 @@ from numpy.typing import NDArray
 
 from sslpath import figures
 from sslpath.descriptors import read_descriptors
-from sslpath.errors import ConfigError
+from sslpath.errors import ConfigError, DescriptorError
 from sslpath.neighbours import neighbours, pair_distances, unit_length
 from sslpath.pairs import label_agreement, near_far_um
 from sslpath.results import markdown_table
 from sslpath.retrieval import cost, evaluate, slide_pairs, tumour_share
-from sslpath.slides import Slide
-from sslpath.sources import TileSource
+from sslpath.sources import SlideTiles, TileSource
 from sslpath.table import tile_um
 
 QUERIES = 5  # rows of a gallery
 NEIGHBOURS = 6  # columns of a gallery
 UMAP_TILES = 3000  # more only fills the picture
 COSTS = ("bytes_per_tile", "stored_bytes_per_tile", "query_us")
+Pictures = Iterator[tuple[str, Any]]
+"""Name and figure, drawn one after the other."""
 
 
 def compare(
@@ -57,6 +59,10 @@ def compare(
     Returns:
         The tiles that were used, their descriptors by method ``(n, d)``, and rows for
         ``results.json``, see :func:`sslpath.retrieval.evaluate`.
+
+    Raises:
+        ConfigError: If there is no folder.
+        DescriptorError: If no tile has descriptors of all methods.
     """
     if not folders:
         raise ConfigError("Nothing to evaluate: name at least one folder of descriptors.")
@@ -65,6 +71,19 @@ def compare(
     }
     everywhere = np.logical_and.reduce([found for _, found in read.values()])
     descriptors = {name: values[everywhere[found]] for name, (values, found) in read.items()}
+    total, left_out = len(tiles), int((~everywhere).sum())
+    if left_out == total:
+        raise DescriptorError(
+            f"No tile has descriptors of all of {', '.join(folders)}: embed the same tiles with "
+            "each method."
+        )
+    if left_out:
+        fewest = min(read, key=lambda name: int(read[name][1].sum()))
+        warnings.warn(
+            f"{left_out} of {total} tiles left out: not every method has a descriptor of them "
+            f"(fewest: {fewest}, in {folders[fewest]}).",
+            stacklevel=2,
+        )
     tiles = tiles[everywhere].reset_index(drop=True)
     near_um, far_um = near_far_um(tiles, near_tiles, far_tiles)
     rows = evaluate(
@@ -105,12 +124,14 @@ def pictures(
     far_tiles: float = 30,
     k: int = 10,
     seed: int = 0,
+    group: str = "patient",
 ) -> list[Path]:
     """Draw what :func:`compare` returned; returns the pictures' paths.
 
     ``results.png``, ``distances.png``, ``agreement.png``, ``umap.png``, ``gallery.png``; and of the
     slide with the most even share of tumour ``grid.png``, ``pairs.png`` and a heat map a method,
-    when the tiles come from slides. Galleries, UMAP and heat maps show ours and ImageNet's.
+    when the tiles come from slides. Galleries, UMAP and heat maps show ours and ImageNet's. What
+    the tiles do not allow, such as a gallery without labels, is left out.
 
     Args:
         tiles: Table of n tiles.
@@ -122,38 +143,76 @@ def pictures(
         far_tiles: Far, in tile widths.
         k: Neighbours of the heat map's score.
         seed: Of draws and of UMAP.
+        group: ``"patient"`` or ``"slide"``, left out of a query's neighbours.
     """
-    folder = Path(folder)
-    near_um, far_um = near_far_um(tiles, near_tiles, far_tiles)
     main = {name: descriptors[name] for name in ("spatial", "imagenet") if name in descriptors}
-    main = main or dict(descriptors)
-    drawn = {"results": figures.results_bars(rows)}
+    paths = []
+    # Each picture is on disk before the next is begun: one that fails costs no other.
+    for name, figure in chain(
+        _of_results(tiles, descriptors, rows, near_tiles, far_tiles, seed),
+        _of_tiles(tiles, main or descriptors, source, near_tiles, far_tiles, k, seed, group),
+    ):
+        paths.append(Path(folder) / f"{name}.png")
+        figures.save(figure, paths[-1])
+    return paths
+
+
+def _of_results(
+    tiles: pd.DataFrame,
+    descriptors: Mapping[str, NDArray[np.float32]],
+    rows: Sequence[Mapping[str, Any]],
+    near_tiles: float,
+    far_tiles: float,
+    seed: int,
+) -> Pictures:
+    """Pictures of numbers: results, distances, agreement of labels."""
+    if not set(_metrics(rows)) <= set(COSTS):
+        yield "results", figures.results_bars(rows)
+    near_um, far_um = near_far_um(tiles, near_tiles, far_tiles)
     pairs, _ = slide_pairs(tiles, near_um, far_um, seed)
     if len(pairs):
         anchor, near, far = pairs.T
         unit = {name: unit_length(values) for name, values in descriptors.items()}
-        drawn["distances"] = figures.distance_distributions(
-            {
-                name: (pair_distances(d, d, anchor, near), pair_distances(d, d, anchor, far))
-                for name, d in unit.items()
-            }
-        )
-    drawn["umap"] = figures.umap_panels(*_in_the_plane(tiles, main, seed))
-    labelled = tiles["label"].notna().to_numpy()
-    if labelled.any():
+        distances = {
+            name: (pair_distances(d, d, anchor, near), pair_distances(d, d, anchor, far))
+            for name, d in unit.items()
+        }
+        yield "distances", figures.distance_distributions(distances)
+    known = tiles[tiles["label"].notna()]
+    if len(known):
         edges = np.array([0, 1.5, 3, 5, 8, 12, 16, 20, 25, 30, 40]) * tile_um(tiles)
         agreement = label_agreement(tiles, edges, np.random.default_rng(seed))
-        drawn["agreement"] = figures.agreement_by_distance(
-            agreement, near_um=near_um, far_um=far_um
+        # Of two tiles of a slide at random, both are tumour or both are not.
+        share = known["label"].astype(float).groupby(known["slide_id"]).transform("mean")
+        yield (
+            "agreement",
+            figures.agreement_by_distance(
+                agreement,
+                near_um=near_um,
+                far_um=far_um,
+                chance=float((share**2 + (1 - share) ** 2).mean()),
+            ),
         )
-        drawn["gallery"] = _gallery(tiles, main, source, seed)
-    if tiles.attrs["source"]["kind"] == "slides":
-        drawn |= _on_a_slide(tiles, main, near_um, far_um, k)
-    paths = []
-    for name, figure in drawn.items():
-        paths.append(folder / f"{name}.png")
-        figures.save(figure, paths[-1])
-    return paths
+
+
+def _of_tiles(
+    tiles: pd.DataFrame,
+    descriptors: Mapping[str, NDArray[np.float32]],
+    source: TileSource,
+    near_tiles: float,
+    far_tiles: float,
+    k: int,
+    seed: int,
+    group: str,
+) -> Pictures:
+    """Pictures of tiles: gallery, grid, pairs, heat maps, and the plane of descriptors."""
+    known = tiles[tiles["label"].notna()]
+    if known[f"{group}_id"].nunique() >= 2 and (known["label"] == 1).any():
+        yield "gallery", _gallery(tiles, descriptors, source, seed, group)
+    if isinstance(source, SlideTiles):
+        near_um, far_um = near_far_um(tiles, near_tiles, far_tiles)
+        yield from _on_a_slide(tiles, descriptors, source, near_um, far_um, k, group)
+    yield "umap", figures.umap_panels(*_in_the_plane(tiles, descriptors, seed))
 
 
 def _in_the_plane(
@@ -179,51 +238,56 @@ def _gallery(
     descriptors: Mapping[str, NDArray[np.float32]],
     source: TileSource,
     seed: int,
+    group: str,
 ) -> Any:
     """Tumour queries drawn by lot, one a patient, and what each method finds for them."""
-    known = tiles[tiles["label"].notna().to_numpy()]
-    positions = known.index.to_numpy()
-    labels = known["label"].to_numpy(np.int64)
-    tumour = known[labels == 1].sample(frac=1, random_state=seed)
-    queries = tumour.drop_duplicates("patient_id").head(QUERIES).index.to_numpy()
-    patients = tiles["patient_id"].to_numpy(object)
+    positions = np.flatnonzero(tiles["label"].notna())
+    labels = tiles["label"].iloc[positions].to_numpy(np.int64)
+    groups = tiles[f"{group}_id"].to_numpy(object)
+    tumour = np.random.default_rng(seed).permutation(positions[labels == 1])
+    first = np.sort(np.unique(groups[tumour].astype(str), return_index=True)[1])
+    queries = tumour[first][:QUERIES]
+    tile_px = int(tiles.attrs["tile_px"])
     answers, correct = {}, {}
     for name, values in descriptors.items():
         unit = unit_length(values)
         found, _ = neighbours(
-            unit[queries], unit[positions], patients[queries], patients[positions], NEIGHBOURS
+            unit[queries], unit[positions], groups[queries], groups[positions], NEIGHBOURS
         )
-        hits = positions[found]
-        tile_px = int(tiles.attrs["tile_px"])
-        read = source.read(tiles.iloc[hits.ravel()])
-        answers[name] = read.reshape(*hits.shape, tile_px, tile_px, 3)
-        correct[name] = (labels[found] == 1).astype(int)
-    names = [f"tumour, {tiles.loc[at, 'slide_id']}" for at in queries]
+        # Where others have fewer labelled tiles than asked for, the place stays white.
+        there = found >= 0
+        answers[name] = np.full((*found.shape, tile_px, tile_px, 3), 255, np.uint8)
+        answers[name][there] = source.read(tiles.iloc[positions[found[there]]])
+        correct[name] = np.where(there, labels[found] == 1, -1)
+    names = [f"tumour, {tiles['slide_id'].iloc[at]}" for at in queries]
     return figures.gallery(source.read(tiles.iloc[queries]), answers, correct, names=names)
 
 
 def _on_a_slide(
     tiles: pd.DataFrame,
     descriptors: Mapping[str, NDArray[np.float32]],
+    source: SlideTiles,
     near_um: float,
     far_um: float,
     k: int,
-) -> dict[str, Any]:
+    group: str,
+) -> Pictures:
     """Grid, pairs and heat maps of one slide: that with about as much tumour as other tissue."""
     share = tiles.groupby("slide_id")["label"].mean().astype(float).fillna(0)
     slide_id = str((share - 0.5).abs().idxmin())
-    where = tiles.attrs["source"]["slides"][slide_id]
-    slide = Slide(where["path"], where["mpp"])
+    slide = source.slides[slide_id]
     own = np.flatnonzero(tiles["slide_id"] == slide_id)
     rows = tiles.iloc[own]
+    yield "grid", figures.slide_with_grid(slide, rows)
     # The anchor farthest to one side has the most far tiles to show.
     anchor = int(own[rows["x"].to_numpy().argmin()])
-    drawn = {
-        "grid": figures.slide_with_grid(slide, rows),
-        "pairs": figures.near_far_on_slide(slide, tiles, anchor, near_um=near_um, far_um=far_um),
-    }
-    if 0 < share[slide_id] < 1 and (tiles["slide_id"] != slide_id).any():
+    yield (
+        "pairs",
+        figures.near_far_on_slide(slide, tiles, anchor, near_um=near_um, far_um=far_um),
+    )
+    others = tiles[f"{group}_id"] != rows[f"{group}_id"].iloc[0]
+    if 0 < share[slide_id] < 1 and tiles.loc[others, "label"].notna().any():
+        label = f"share of tumour among the nearest tiles of other {group}s"
         for name, values in descriptors.items():
-            scores = tumour_share(tiles, values, k=k, slide_id=slide_id)
-            drawn[f"heatmap-{name}"] = figures.heat_map(slide, rows, scores)
-    return drawn
+            scores = tumour_share(tiles, values, k=k, slide_id=slide_id, group=group)
+            yield f"heatmap-{name}", figures.heat_map(slide, rows, scores, label=label)
