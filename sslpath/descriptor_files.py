@@ -97,6 +97,43 @@ def write_descriptors(
     return path
 
 
+def patch_attrs(tiles: pd.DataFrame, slide_id: str, folder: str | Path) -> dict[str, Any]:
+    """What TRIDENT writes about its patches: attributes of ``coords``, beside ``name``.
+
+    Magnification is 10 over the um per pixel, whatever the objective was called. The slide's size
+    is there if the table knows it, which it does for slides that sslpath has tiled.
+
+    Args:
+        tiles: The table of tiles.
+        slide_id: One of its slides.
+        folder: Where the descriptors go.
+
+    Example:
+        >>> from sslpath.table import make_table
+        >>> tiles = make_table(
+        ...     {"slide_id": ["a"], "x": 0, "y": 0, "size": 448, "slide_mpp": 0.25},
+        ...     mpp=0.5, tile_px=224, source={})
+        >>> about = patch_attrs(tiles, "a", "out")
+        >>> about["level0_magnification"], about["target_magnification"], about["overlap"]
+        (40.0, 20.0, 0)
+    """
+    first = tiles[tiles["slide_id"] == slide_id].iloc[0]
+    tile_px = int(tiles.attrs["tile_px"])
+    where = tiles.attrs["source"].get("slides", {}).get(slide_id, {})
+    about: dict[str, Any] = {
+        "patch_size": tile_px,
+        "patch_size_level0": int(first["size"]),
+        "level0_magnification": 10 / float(first["slide_mpp"]),
+        "target_magnification": 10 / float(tiles.attrs["mpp"]),
+        "overlap": max(0, tile_px - int(where.get("stride_px", tile_px))),
+        "savetodir": str(Path(folder).resolve()),
+    }
+    if "width" in where and "height" in where:
+        about["level0_width"] = int(where["width"])
+        about["level0_height"] = int(where["height"])
+    return about
+
+
 def load_slide(path: str | Path) -> SlideDescriptors:
     """Read one file of descriptors: ours, CLAM's or TRIDENT's.
 

@@ -31,6 +31,7 @@ from sslpath.descriptor_files import (
     descriptor_path,
     failure_table,
     load_slide,
+    patch_attrs,
     read_failures,
     write_descriptors,
     write_failures,
@@ -352,8 +353,7 @@ def _finish(
     coords = np.concatenate([c for _, c in parts])
     at = _positions(coords, corners, path)
     at = at[at >= 0]
-    size = tiles.loc[tiles["slide_id"] == slide_id, "size"].iloc[0]
-    patch = {"patch_size": made_by["tile_px"], "patch_size_level0": int(size)}
+    patch = patch_attrs(tiles, slide_id, folder)
     features = np.concatenate([f for f, _ in parts])
     write_descriptors(folder, slide_id, features[at], coords[at], made_by, patch)
 

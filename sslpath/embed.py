@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sslpath.descriptor_files import (
     descriptor_path,
     load_slide,
+    patch_attrs,
     write_descriptors,
     write_failures,
 )
@@ -138,12 +139,8 @@ def store(
     positions = pd.Series(np.arange(len(tiles)))
     for slide_id, group in positions.groupby(tiles["slide_id"].to_numpy(), sort=False):
         at = group.to_numpy()
-        rows = tiles.iloc[at]
-        patch = {
-            "patch_size": tiles.attrs["tile_px"],
-            "patch_size_level0": int(rows["size"].iloc[0]),
-        }
-        coords = rows[["x", "y"]].to_numpy()
+        coords = tiles.iloc[at][["x", "y"]].to_numpy()
+        patch = patch_attrs(tiles, str(slide_id), folder)
         write_descriptors(folder, str(slide_id), descriptors[at], coords, made_by, patch)
 
 

@@ -19,6 +19,7 @@ from sslpath.descriptors import (
     rgb_features,
     write_descriptors,
 )
+from sslpath.embed import store
 from sslpath.errors import DescriptorError, SlideError, TileReadError
 from sslpath.table import make_table
 
@@ -330,6 +331,38 @@ def test_descriptors_come_back_in_the_order_of_the_table(tmp_path, workers):
     attrs = load_slide(tmp_path / "a.h5").attrs
     assert (attrs["patch_size"], attrs["patch_size_level0"]) == (8, 16)
     assert json.loads(attrs["provenance"]) == {"encoder": "rgb", "mpp": 0.5, "tile_px": 8}
+
+
+def test_coords_have_the_attributes_that_trident_reads(tmp_path):
+    tiles = some_tiles({"a": 4, "b": 2})
+    tiles.attrs["source"] = {"slides": {"a": {"width": 9000, "height": 8000, "stride_px": 6}}}
+    run(tiles, tmp_path / "computed")
+    store(tiles, np.ones((6, 3), np.float32), tmp_path / "stored", {"arch": "x"})
+    for folder in (tmp_path / "computed", tmp_path / "stored"):
+        with h5py.File(folder / "a.h5") as file:
+            attrs = dict(file["coords"].attrs)
+        assert attrs == {
+            "patch_size": 8,
+            "patch_size_level0": 16,
+            "level0_magnification": 40.0,
+            "target_magnification": 20.0,
+            "overlap": 2,
+            "name": "a",
+            "savetodir": str(folder),
+            "level0_width": 9000,
+            "level0_height": 8000,
+        }
+        kinds = {key: np.asarray(value).dtype.kind for key, value in attrs.items()}
+        assert kinds == {
+            **dict.fromkeys(("patch_size", "patch_size_level0", "overlap"), "i"),
+            **dict.fromkeys(("level0_width", "level0_height"), "i"),
+            **dict.fromkeys(("level0_magnification", "target_magnification"), "f"),
+            **dict.fromkeys(("name", "savetodir"), "U"),
+        }
+        assert all(np.ndim(value) == 0 for value in attrs.values())
+        with h5py.File(folder / "b.h5") as file:  # of which the table knows no size
+            assert set(file["coords"].attrs) == set(attrs) - {"level0_width", "level0_height"}
+            assert file["coords"].attrs["overlap"] == 0
 
 
 def test_a_second_run_reads_nothing_and_leaves_the_files_alone(tmp_path):
