@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from sslpath.datasets.idc import idc_tiles
@@ -115,8 +116,11 @@ def main() -> None:
     parser.add_argument("--imagenet-weights", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("out/tune_head"))
     parser.add_argument("--seeds", type=int, default=3)
+    # On busy cores several threads mostly wait for each other; with one, times can be compared.
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", help=f"settings to vary, of: {', '.join(GRID)}")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     tiles = idc_tiles(options.idc)
     features = cached_features(tiles, options.imagenet_weights, options.cache)
     inner = tiles["patient_id"].map(fold).isin(VALIDATION).to_numpy()
