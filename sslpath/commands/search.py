@@ -4,8 +4,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslpath.commands.shared import command, count, imagenet_encoder, imagenet_options, say
-from sslpath.errors import ConfigError, DataError
+from sslpath.commands.shared import (
+    command,
+    count,
+    imagenet_encoder,
+    imagenet_options,
+    open_table,
+    say,
+    table_options,
+)
+from sslpath.errors import ConfigError, DataError, WeightsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,13 +31,14 @@ def add(commands: "Commands") -> None:
         run,
         "a tile to its nearest neighbours",
         "Find the tiles most like a query and save them as a gallery. The query is a tile of\n"
-        "the table, SLIDE_ID:X,Y (the tile that covers this level-0 pixel), or an image file,\n"
-        "which needs --run (and the ImageNet weights, if its trunk is frozen).",
+        "the table, SLIDE_ID:X,Y (the tile that covers this level-0 pixel), or an image file: a\n"
+        "square tile at the um per pixel of the table. An image needs --run, the network that\n"
+        "made the descriptors (and the ImageNet weights, if its trunk is frozen).",
         "  sslpath search phantom_003:2000,1500 tiles.parquet --descriptors d/spatial\n"
         "  sslpath search tile.png tiles.parquet --descriptors d/spatial --run runs/a\n",
     )
     p.add_argument("query", metavar="QUERY-TILE", help="SLIDE_ID:X,Y or an image file")
-    p.add_argument("tiles", type=Path, help="table of tiles")
+    table_options(p)
     p.add_argument("--descriptors", type=Path, required=True, metavar="DIR")
     p.add_argument(
         "--out", type=Path, default=Path("gallery.png"), help="picture (default gallery.png)"
@@ -48,32 +57,37 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath search``."""
+    import numpy as np
     import pandas as pd
 
     from sslpath.descriptors import read_descriptors
     from sslpath.figures import gallery, save
     from sslpath.retrieval import search as nearest
-    from sslpath.sources import open_source
-    from sslpath.table import load_tiles
 
-    tiles = load_tiles(options.tiles)
+    tiles, source = open_table(options)
     descriptors, found = read_descriptors(options.descriptors, tiles, missing="drop")
     tiles = tiles[found].reset_index(drop=True)
-    source = open_source(tiles)
-    own = None
+    at, own = -1, None
     if Path(options.query).is_file():
         picture = _picture(Path(options.query))
-        query, title, label = _encode_query(options, picture), options.query, None
+        query, title, label = _encode_query(options, picture, tiles), options.query, None
     else:
         at = _position(options.query, tiles)
         one = tiles.iloc[at]
         picture, query = source.read(tiles.iloc[[at]])[0], descriptors[at]
         title, label = f"{one['slide_id']}:{one['x']},{one['y']}", one["label"]
         own = None if options.keep_own else str(one["patient_id"])
-    positions, distances = nearest(query, descriptors, tiles, options.k, exclude=own)
-    hits = tiles.iloc[positions[positions >= 0]]
+    # One more, for the query itself: it is no neighbour, and may be found with --keep-own.
+    positions, distances = nearest(query, descriptors, tiles, options.k + 1, exclude=own)
+    kept = np.flatnonzero((positions >= 0) & (positions != at))[: options.k]
+    hits, distances = tiles.iloc[positions[kept]], distances[kept]
+    if hits.empty:
+        raise ConfigError(
+            f"Nothing to find: {options.tiles} has no tile of another patient with a descriptor. "
+            "--keep-own searches the query's own patient too."
+        )
     say(f"query {title} ({_label(label)})")
-    for row, distance in zip(hits.itertuples(), distances, strict=False):
+    for row, distance in zip(hits.itertuples(), distances, strict=True):
         say(f"  {distance:.3f}  {row.slide_id}:{row.x},{row.y} ({_label(row.label)})")
     known = [
         -1 if label is None or pd.isna(label) or pd.isna(other) else int(other == label)
@@ -121,22 +135,35 @@ def _picture(path: Path) -> "NDArray[np.uint8]":
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return np.asarray(Image.open(path).convert("RGB"))
+        picture = np.array(Image.open(path).convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"Cannot read {path} as an image: {error}. PNG and JPEG work.") from error
+    if picture.shape[0] != picture.shape[1]:
+        raise DataError(
+            f"{path} is {picture.shape[1]} x {picture.shape[0]} px; a query is a square tile at "
+            "the um per pixel of the table. Cut one out."
+        )
+    return picture
 
 
 def _encode_query(
-    options: argparse.Namespace, picture: "NDArray[np.uint8]"
+    options: argparse.Namespace, picture: "NDArray[np.uint8]", tiles: "pd.DataFrame"
 ) -> "NDArray[np.float32]":
     import numpy as np
 
-    from sslpath.embed import load_run
+    from sslpath.embed import load_run, provenance_or_nothing
     from sslpath.imagenet import check_provenance
 
     if options.run_dir is None:
         raise ConfigError("An image as query needs --run, the network of the descriptors.")
-    network, _ = load_run(options.run_dir)
+    network, about = load_run(options.run_dir)
+    made_by = provenance_or_nothing(options.descriptors, tiles)
+    if made_by.get("network") != about["network"]:
+        raise WeightsError(
+            f"The descriptors in {options.descriptors} were not made by the network of "
+            f"{options.run_dir}, so an image that it encodes cannot be compared with them. "
+            f"Name the run that made them, or embed the tiles with --run {options.run_dir}."
+        )
     if network.trunk is not None:
         return np.asarray(network.encode(picture[None])[0])
     options.arch = network.config.encoder.get("arch", options.arch)
