@@ -4,13 +4,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sslpath.commands.shared import command, count, positive, say
+from sslpath.commands.shared import command, count, positive, say, whole
 from sslpath.errors import ConfigError
 
 if TYPE_CHECKING:
     from sslpath.commands.shared import Commands
-
-    pass
 
 
 def add(commands: "Commands") -> None:
@@ -46,7 +44,7 @@ def add(commands: "Commands") -> None:
     )
     p.add_argument("--out", type=Path, default=Path("data/cache/phantom"), metavar="DIR")
     p.add_argument("--slides", type=count, default=20)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=whole, default=0)
     p.add_argument("--workers", type=count, default=2)
     p = command(
         data,
@@ -59,7 +57,11 @@ def add(commands: "Commands") -> None:
     )
     p.add_argument("image", type=Path)
     p.add_argument("--mpp", type=positive, required=True, help="um per pixel of the image")
-    p.add_argument("--out", type=Path, help="slide to write (default: the image's name with .tif)")
+    p.add_argument(
+        "--out",
+        type=Path,
+        help="slide to write (default: IMAGE.tif beside it, or IMAGE-slide.tif of a TIFF)",
+    )
     p.add_argument("--quality", type=int, default=90, help="JPEG quality (default 90)")
     p = command(
         data,
@@ -115,6 +117,8 @@ def data_convert(options: argparse.Namespace) -> int:
     from sslpath.convert import convert
 
     out = options.out or options.image.with_suffix(".tif")
+    if options.out is None and options.image.suffix.lower() in (".tif", ".tiff"):
+        out = options.image.with_name(f"{options.image.stem.removesuffix('.ome')}-slide.tif")
     if out.exists() and out.samefile(options.image):
         raise ConfigError(f"--out would overwrite the image {options.image}; give another name.")
     convert(options.image, out, options.mpp, quality=options.quality)

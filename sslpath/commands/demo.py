@@ -4,12 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sslpath.commands.shared import command, count
+from sslpath.commands.shared import command, count, whole
 
 if TYPE_CHECKING:
     from sslpath.commands.shared import Commands
-
-    pass
 
 
 def add(commands: "Commands") -> None:
@@ -27,7 +25,7 @@ def add(commands: "Commands") -> None:
     p.add_argument("--out", type=Path, default=Path("out/demo"), help="folder (default out/demo)")
     p.add_argument("--slides", type=count, default=20, help="phantom slides (default 20)")
     p.add_argument(
-        "--seed", type=int, default=0, help="of training; the slides are always the same"
+        "--seed", type=whole, default=0, help="of training; the slides are always the same"
     )
     p.add_argument("--workers", type=count, default=2)
     p.add_argument(
