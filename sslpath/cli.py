@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a folder where a file should be, a full disk, no permission
+        where = f": {error.filename}" if error.filename is not None else ""
+        print(f"sslpath: error: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
