@@ -1,20 +1,28 @@
 """The command line on small phantom slides, as a user types it: files in, files out, exit codes."""
 
+import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from conftest import draw_tissue, write_slide
 from PIL import Image
 
 from sslpath.cli import main
+from sslpath.commands.tile import find_slides
 from sslpath.datasets.phantom import make_phantoms
 from sslpath.results import read_results
-from sslpath.table import load_tiles
+from sslpath.slides import Slide
+from sslpath.sources import open_source
+from sslpath.table import load_tiles, save_tiles
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +133,83 @@ def test_a_search_outside_the_tissue_names_the_nearest_tile(
     assert "the nearest is phantom_000:" in capsys.readouterr().err
 
 
+def found_tiles(text: str) -> list[tuple[float, str]]:
+    """Distance and name of each neighbour that a search has printed."""
+    lines = [line.split() for line in text.splitlines() if line.startswith("  ")]
+    return [(float(line[0]), line[1]) for line in lines]
+
+
+def test_a_search_among_the_querys_own_patient_does_not_find_the_query_itself(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = load_tiles(work / "tiles.parquet").iloc[7]
+    query = f"{one['slide_id']}:{one['x']},{one['y']}"
+    run("search", query, work / "tiles.parquet", "--descriptors", work / "d" / "spatial",
+        "--keep-own", "--k", 6, "--out", tmp_path / "g.png")  # fmt: skip
+    found = found_tiles(capsys.readouterr().out)
+    assert len(found) == 6
+    assert query not in {name for _, name in found}
+    assert any(name.startswith(f"{one['slide_id']}:") for _, name in found)
+
+
+def test_a_search_where_all_tiles_are_of_one_patient_names_keep_own(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles = load_tiles(work / "tiles.parquet")
+    tiles["patient_id"] = "one"
+    save_tiles(tiles, tmp_path / "tiles.parquet")
+    one = tiles.iloc[0]
+    words = ("search", f"{one['slide_id']}:{one['x']},{one['y']}", tmp_path / "tiles.parquet",
+             "--descriptors", work / "d" / "spatial", "--out", tmp_path / "g.png")  # fmt: skip
+    run(*words, code=1)
+    assert "--keep-own" in capsys.readouterr().err
+    run(*words, "--keep-own")
+
+
+def test_an_image_finds_the_tile_that_it_shows_first(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles = load_tiles(work / "tiles.parquet")
+    table, net, out = work / "tiles.parquet", tmp_path / "net", tmp_path / "d"
+    run("train", table, "--trunk", "scratch", "--arch", "resnet18", "--input-px", 32,
+        "--steps", 2, "--slides-per-batch", 2, "--tiles-per-slide", 8, "--near-tiles", 2,
+        "--far-tiles", 8, "--device", "cpu", "--out", net)  # fmt: skip
+    run("embed", table, "--run", net, "--device", "cpu", "--out", out)
+    one = tiles.iloc[[11]]
+    Image.fromarray(open_source(tiles).read(one)[0]).save(tmp_path / "query.png")
+    capsys.readouterr()
+    run("search", tmp_path / "query.png", table, "--descriptors", out, "--run", net,
+        "--out", tmp_path / "g.png")  # fmt: skip
+    distance, name = found_tiles(capsys.readouterr().out)[0]
+    assert name == f"{one['slide_id'].iloc[0]}:{one['x'].iloc[0]},{one['y'].iloc[0]}"
+    assert distance < 0.01
+
+
+def test_an_image_is_not_searched_among_descriptors_of_another_network(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 64), "pink").save(tmp_path / "query.png")
+    run("search", tmp_path / "query.png", work / "tiles.parquet", "--run", work / "run",
+        "--descriptors", work / "d" / "random", code=1)  # fmt: skip
+    message = capsys.readouterr().err
+    assert str(work / "run") in message
+    assert str(work / "d" / "random") in message
+
+
+def test_an_image_that_is_no_square_is_no_query(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 48), "pink").save(tmp_path / "query.png")
+    run("search", tmp_path / "query.png", work / "tiles.parquet", "--run", work / "run",
+        "--descriptors", work / "d" / "spatial", code=1)  # fmt: skip
+    assert "64 x 48 px" in capsys.readouterr().err
+
+
+def test_near_and_far_may_be_the_same_distance(work: Path, tmp_path: Path) -> None:
+    run("train", work / "tiles.parquet", "--features", work / "d" / "random", "--steps", 2,
+        "--near-tiles", 3, "--far-tiles", 3, "--out", tmp_path / "run")  # fmt: skip
+
+
 def test_a_broken_slide_is_reported_and_the_others_go_on(
     slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,13 +268,192 @@ def test_convert_never_overwrites_its_own_image(tmp_path: Path) -> None:
     image = tmp_path / "a.tif"
     Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(image)
     before = image.read_bytes()
-    run("data", "convert", image, "--mpp", 0.5, code=1)
+    run("data", "convert", image, "--mpp", 0.5, "--out", image, code=1)
     assert image.read_bytes() == before
 
 
 @pytest.mark.parametrize(
+    ("image", "slide"),
+    [("a.ome.tif", "a-slide.tif"), ("a.tiff", "a-slide.tif"), ("a.png", "a.tif")],
+)
+def test_convert_without_out_names_the_slide_after_the_image(
+    tmp_path: Path, image: str, slide: str
+) -> None:
+    Image.new("RGB", (300, 300), "pink").save(tmp_path / image)
+    run("data", "convert", tmp_path / image, "--mpp", 0.5)
+    assert {path.name for path in tmp_path.iterdir()} == {image, slide}
+    assert Slide(tmp_path / slide).mpp == pytest.approx(0.5)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two slides of which one does not say its pixel size."""
+    folder = tmp_path_factory.mktemp("plain")
+    write_slide(folder / "says.tif", draw_tissue(600, 600), mpp=0.5)
+    write_slide(folder / "silent.tif", draw_tissue(600, 600), mpp=None)
+    return folder
+
+
+def sizes_with(override: object, plain: Path, out: Path) -> dict[str, float]:
+    run("tile", plain, "--tile-px", 64, "--mpp", 1, "--mpp-override", override, "--workers", 1,
+        "--out", out)  # fmt: skip
+    return load_tiles(out).groupby("slide_id")["slide_mpp"].first().to_dict()
+
+
+def test_a_number_as_override_holds_only_where_slides_do_not_say_their_pixel_size(
+    plain: Path, tmp_path: Path
+) -> None:
+    sizes = sizes_with(0.8, plain, tmp_path / "t.parquet")
+    assert sizes == {"says": pytest.approx(0.5), "silent": 0.8}
+
+
+def test_a_csv_as_override_holds_whatever_slides_say(plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "mpp.csv").write_text("wsi,mpp\nsays.tif,0.6\nsilent,0.8\n")
+    sizes = sizes_with(tmp_path / "mpp.csv", plain, tmp_path / "t.parquet")
+    assert sizes == {"says": 0.6, "silent": 0.8}
+
+
+def test_a_folder_of_images_is_told_how_they_become_slides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "section.jpg")
+    run("tile", tmp_path, "--out", tmp_path / "t.parquet", code=1)
+    message = capsys.readouterr().err
+    assert "section.jpg" in message
+    assert "sslpath data convert" in message
+
+
+def test_images_beside_slides_are_skipped_with_a_warning(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(plain / "says.tif", tmp_path)
+    assert [slide.slide_id for slide in find_slides([tmp_path])] == ["says"]
+    assert not capsys.readouterr().err
+    Image.new("RGB", (64, 64)).save(tmp_path / "overview.PNG")
+    assert [slide.slide_id for slide in find_slides([tmp_path])] == ["says"]
+    message = capsys.readouterr().err
+    assert "images are skipped (1, such as overview.PNG)" in message
+
+
+def test_the_files_of_a_dicom_series_are_one_slide_called_like_its_folder(
+    shared: Path, tmp_path: Path
+) -> None:
+    folder = shared / "real/slides/cmu-1-small-region-dicom"
+    files = sorted(folder.glob("*.dcm"))
+    assert len(files) > 1
+    for places in ([folder], files):
+        (slide,) = find_slides(places)
+        assert slide.slide_id == "cmu-1-small-region-dicom"
+    out = tmp_path / "t.parquet"
+    run("tile", folder, "--out", out, "--preview", tmp_path / "preview")
+    tiles = load_tiles(out)
+    assert set(tiles["slide_id"]) == {"cmu-1-small-region-dicom"}
+    assert open_source(tiles).read(tiles.head(1)).mean() < 230
+    assert [path.stem for path in (tmp_path / "preview").iterdir()] == ["cmu-1-small-region-dicom"]
+
+
+def test_dicom_files_that_are_no_series_stay_apart(shared: Path, tmp_path: Path) -> None:
+    for path in (shared / "real/slides/cmu-1-small-region-dicom").glob("level-[01]-*.dcm"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "other.dcm").write_bytes(b"no DICOM")
+    assert [slide.slide_id for slide in find_slides([tmp_path])] == ["level-0-frames-0-30", "other"]
+
+
+@pytest.fixture
+def idc(tmp_path: Path) -> Path:
+    """Tiles of two patients in the layout of the IDC archive."""
+    path = tmp_path / "idc.zip"
+    buffer = io.BytesIO()
+    Image.new("RGB", (50, 50), "pink").save(buffer, "PNG")
+    with zipfile.ZipFile(path, "w") as archive:
+        for patient in ("10253", "9383"):
+            for i in range(4):
+                name = f"{patient}/{i % 2}/{patient}_idx5_x{50 * i + 1}_y51_class{i % 2}.png"
+                archive.writestr(name, buffer.getvalue())
+    return path
+
+
+def test_patients_of_a_csv_apply_to_a_zip_too(idc: Path, tmp_path: Path) -> None:
+    out, patients = tmp_path / "t.parquet", tmp_path / "patients.csv"
+    patients.write_text("slide_id,patient_id,split\n10253,one,train\n9383,two,test\n")
+    run("tile", idc, "--out", out, "--patients", patients)
+    tiles = load_tiles(out)
+    assert dict(zip(tiles["slide_id"], tiles["patient_id"], strict=True)) == {
+        "10253": "one", "9383": "two"
+    }  # fmt: skip
+    assert dict(zip(tiles["patient_id"], tiles["split"], strict=True)) == {
+        "one": "train", "two": "test"
+    }  # fmt: skip
+    patients.write_text("slide_id,patient_id\n10253,same\n9383,same\n")
+    run("tile", idc, "--out", out, "--patients", patients)
+    assert load_tiles(out)["split"].nunique() == 1  # by the new patient
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(["--mpp", 0.5], ["--tile-px", 224], ["--stride-px", 25], ["--min-tissue", 0]),
+        *(["--max-tiles", 9], ["--annotations", "x"], ["--not-exhaustive", "10253"]),
+        *(["--no-tumour", "9383"], ["--mpp-override", 4], ["--preview", "x"]),
+    ],
+    ids=lambda given: given[0],
+)
+def test_an_option_that_cannot_apply_to_a_zip_is_refused(
+    idc: Path, tmp_path: Path, given: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("tile", idc, "--out", tmp_path / "t.parquet", *given, code=1)
+    assert f"leave out {given[0]}" in capsys.readouterr().err
+    assert not (tmp_path / "t.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("10253,one\n9383, \n", "does not name the patient of ['9383']"),
+        ("10253,one\n", "does not name the patient of ['9383']"),
+        ("10253,one\n9383,two\n9383,three\n", "lists ['9383'] twice"),
+    ],
+)
+def test_slides_without_a_patient_or_with_two_are_refused(
+    idc: Path, tmp_path: Path, rows: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "patients.csv").write_text(f"slide_id,patient_id\n{rows}")
+    run("tile", idc, "--out", tmp_path / "t.parquet", "--patients", tmp_path / "patients.csv",
+        code=1)  # fmt: skip
+    assert message in capsys.readouterr().err
+
+
+def test_a_row_of_the_patients_that_is_there_twice_does_no_harm(idc: Path, tmp_path: Path) -> None:
+    (tmp_path / "patients.csv").write_text("slide_id,patient_id\n10253,a\n9383,b\n9383,b\n")
+    run("tile", idc, "--out", tmp_path / "t.parquet", "--patients", tmp_path / "patients.csv")
+    assert set(load_tiles(tmp_path / "t.parquet")["patient_id"]) == {"a", "b"}
+
+
+def test_a_file_that_cannot_be_written_is_an_error_that_names_it(
+    idc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    run("tile", idc, "--out", tmp_path / "file" / "t.parquet", code=1)
+    message = capsys.readouterr().err
+    assert message.splitlines()[-1].startswith("sslpath: error: ")
+    assert f"{tmp_path}{os.sep}file" in message.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     "words",
-    [["tile"], ["tile", "a.svs", "--out", "b", "--mpp", "-1"], ["embed", "t", "--out", "d"], []],
+    [
+        [],
+        ["tile"],
+        ["tile", "a.svs", "--out", "b", "--mpp", "-1"],
+        ["tile", "a.svs", "--out", "b", "--workers", "-1"],
+        ["embed", "t", "--out", "d"],
+        ["embed", "t", "--out", "d", "--encoder", "random", "--seed", "-1"],
+        ["train", "t", "--out", "r", "--seed", "-1"],
+        ["train", "t", "--out", "r", "--workers", "-1"],
+        ["evaluate", "t", "--descriptors", "a=b", "--out", "r", "--seed", "-1"],
+        ["demo", "--seed", "-1"],
+        ["data", "phantom", "--seed", "-1"],
+    ],
 )
 def test_wrong_arguments_exit_with_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -1,21 +1,30 @@
 """``sslpath tile``: slides to a table of tiles."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslpath.commands.shared import command, count, positive, report, say
-from sslpath.errors import ConfigError, DataError
+from sslpath.commands.shared import command, count, positive, report, say, warn
+from sslpath.errors import ConfigError, DataError, PixelSizeError, SlideError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sslpath.commands.shared import Commands
+    from sslpath.slides import Slide
 
 SLIDE_SUFFIXES = {
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide"),
     *(".bif", ".vms", ".vmu", ".dcm", ".czi"),
 }
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+DEFAULTS: dict[str, Any] = {"mpp": 0.5, "tile_px": 224, "min_tissue": 0.5}
+# Tiles of a zip are cut already, and labelled: these options have nothing to act on.
+FOR_SLIDES = (
+    *("mpp", "tile_px", "stride_px", "min_tissue", "max_tiles", "annotations"),
+    *("not_exhaustive", "no_tumour", "mpp_override", "preview"),
+)
 
 
 def add(commands: "Commands") -> None:
@@ -27,8 +36,10 @@ def add(commands: "Commands") -> None:
         "slides to a table of tiles",
         "Cut the tissue of slides into a grid of tiles and write one table (Parquet).\n"
         "Pixels stay in the slides; the table says where. A zip in the layout of the IDC data\n"
-        "set is a source too. Patients are split into train and test by a hash of their id\n"
-        "(about 60 : 40), so the split is the same everywhere; --patients overrides it.",
+        "set is a source too; of the options, --patients applies to it. Patients are split into\n"
+        "train and test by a hash of their id (about 60 : 40), so the split is the same\n"
+        "everywhere; --patients overrides it. All .dcm files of a DICOM series are one slide,\n"
+        "called like the folder that holds it.",
         "  sslpath tile slides/ --annotations slides/ --mpp 0.5 --tile-px 224 --out tiles.parquet\n"
         "  sslpath tile IDC_regular_ps50_idx5.zip --out idc.parquet\n",
     )
@@ -40,12 +51,10 @@ def add(commands: "Commands") -> None:
         help="slides, folders of slides, or one IDC zip",
     )
     p.add_argument("--out", type=Path, required=True, help="the table to write (.parquet)")
-    p.add_argument("--mpp", type=positive, default=0.5, help="um per pixel of tiles (default 0.5)")
-    p.add_argument("--tile-px", type=count, default=224, help="side of a tile (default 224)")
+    p.add_argument("--mpp", type=positive, help="um per pixel of tiles (default 0.5)")
+    p.add_argument("--tile-px", type=count, help="side of a tile (default 224)")
     p.add_argument("--stride-px", type=count, help="step of the grid (default: the tile's side)")
-    p.add_argument(
-        "--min-tissue", type=float, default=0.5, help="tissue a tile needs (default 0.5)"
-    )
+    p.add_argument("--min-tissue", type=float, help="tissue a tile needs (default 0.5)")
     p.add_argument(
         "--max-tiles", type=count, help="keep at most so many tiles a slide, evenly drawn"
     )
@@ -58,22 +67,20 @@ def add(commands: "Commands") -> None:
     p.add_argument(
         "--not-exhaustive",
         nargs="+",
-        default=[],
         metavar="SLIDE_ID",
         help="slides where what is not outlined is unknown, not normal",
     )
     p.add_argument(
         "--no-tumour",
         nargs="+",
-        default=[],
         metavar="SLIDE_ID",
         help="slides known to hold no tumour; without an annotation their labels are 0",
     )
     p.add_argument(
         "--mpp-override",
         metavar="MPP|CSV",
-        help="um per level-0 px where slides do not say: a number for all, or a CSV "
-        "with the columns wsi,mpp",
+        help="um per level-0 px: a number, for the slides that do not say theirs; or a CSV with "
+        "the columns wsi,mpp, for the slides that it names, whatever they say",
     )
     p.add_argument(
         "--patients",
@@ -90,17 +97,17 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath tile``."""
-    from sslpath.table import save_tiles
+    from sslpath.table import save_tiles, split_by_patient
 
+    failures: list[Any] = []
     if len(options.slides) == 1 and options.slides[0].suffix.lower() == ".zip":
-        from sslpath.datasets.idc import idc_tiles
-
-        tiles = idc_tiles(options.slides[0])
-        failures: list[Any] = []
-        partial = tiles.attrs["source"]["partial_tiles_left_out"]
-        say(f"{partial} tiles cut off by a slide's edge were left out.")
+        tiles = _tiles_of_zip(options)
     else:
         tiles, failures = _tile_slides(options)
+    if options.patients is not None:
+        tiles = _with_patients(tiles, options.patients)
+    if not tiles["split"].isin(["train", "test"]).all():
+        tiles = split_by_patient(tiles)
     save_tiles(tiles, options.out)
     tumour, other = (int((tiles["label"] == value).sum()) for value in (1, 0))
     counts = f"{tumour:,} tumour, {other:,} other, {len(tiles) - tumour - other:,} unlabelled"
@@ -111,22 +118,36 @@ def run(options: argparse.Namespace) -> int:
     return report(failures, options.out.with_suffix(".failed.csv"), "slides gave no tiles")
 
 
+def _tiles_of_zip(options: argparse.Namespace) -> "pd.DataFrame":
+    from sslpath.datasets.idc import idc_tiles
+
+    given = [name for name in FOR_SLIDES if getattr(options, name) is not None]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(
+            f"The tiles of {options.slides[0]} are cut and labelled already: leave out {flags}."
+        )
+    tiles = idc_tiles(options.slides[0])
+    partial = tiles.attrs["source"]["partial_tiles_left_out"]
+    say(f"{partial} tiles cut off by a slide's edge were left out.")
+    return tiles
+
+
 def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]":
-    from sslpath.slides import Slide
-    from sslpath.table import split_by_patient
     from sslpath.tiling import tile_slides
 
-    paths = find_slides(options.slides)
-    overrides = _overrides(options.mpp_override, paths)
+    settings = {
+        name: default if getattr(options, name) is None else getattr(options, name)
+        for name, default in DEFAULTS.items()
+    }
+    slides = _with_mpp(find_slides(options.slides), options.mpp_override)
     tiles, failures = tile_slides(
-        [Slide(path, overrides.get(path)) for path in paths],
-        mpp=options.mpp,
-        tile_px=options.tile_px,
+        slides,
+        **settings,
         stride_px=options.stride_px,
-        min_tissue=options.min_tissue,
         annotations_dir=options.annotations,
-        not_exhaustive=options.not_exhaustive,
-        no_tumour=options.no_tumour,
+        not_exhaustive=options.not_exhaustive or (),
+        no_tumour=options.no_tumour or (),
         max_tiles=options.max_tiles,
         workers=options.workers,
         on_error="raise" if options.strict else "record",
@@ -134,79 +155,148 @@ def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]
     if tiles.empty:
         causes = "".join(f"\n  {failure.path}: {failure.error}" for failure in failures[:5])
         raise DataError(f"No tiles: no slide has tissue that could be read.{causes}")
-    if options.patients is not None:
-        tiles = _with_patients(tiles, options.patients)
-    if not tiles["split"].isin(["train", "test"]).all():
-        tiles = split_by_patient(tiles)
     if options.preview is not None:
         from sslpath.figures import save, slide_with_grid
 
-        for path in paths:
-            own = tiles[tiles["slide_id"] == path.stem]
+        for slide in slides:
+            own = tiles[tiles["slide_id"] == slide.slide_id]
             if len(own):
-                slide = Slide(path, overrides.get(path))
-                save(slide_with_grid(slide, own), options.preview / f"{path.stem}.png")
+                save(slide_with_grid(slide, own), options.preview / f"{slide.slide_id}.png")
     return tiles, failures
 
 
-def find_slides(places: list[Path]) -> list[Path]:
-    """The slides that ``places`` name: files as they are, folders searched for slide files."""
-    found: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            inside = sorted(p for p in place.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES)
-            if not inside:
-                raise DataError(
-                    f"No slides in {place}: no file ends in {', '.join(sorted(SLIDE_SUFFIXES))}."
-                )
-            found += inside
-        else:
-            found.append(place)
-    return found
+def find_slides(places: list[Path]) -> "list[Slide]":
+    """The slides that ``places`` name: files as they are, folders searched for slide files.
+
+    OpenSlide opens a whole DICOM series from any of its files, so all of them are one slide. It is
+    called like its folder, or like its first file if the folder holds other series too.
+    """
+    from sslpath.slides import Slide
+
+    paths = [path for place in places for path in (_inside(place) if place.is_dir() else [place])]
+    # Other files stay apart by their place in the list: one listed twice is a mistake to report.
+    groups: dict[tuple[Path, str], list[Path]] = {}
+    for i, path in enumerate(paths):
+        series = _series(path) if path.suffix.lower() == ".dcm" else f"{i}"
+        groups.setdefault((path.parent, series), []).append(path)
+    in_folder = Counter(folder for folder, _ in groups)
+    return [
+        Slide(files[0], slide_id=folder.resolve().name)
+        if len(files) > 1 and in_folder[folder] == 1
+        else Slide(files[0])
+        for (folder, _), files in groups.items()
+    ]
 
 
-def _overrides(text: str | None, paths: list[Path]) -> dict[Path, float]:
-    """Pixel sizes by slide: a number for all, or a CSV with the columns wsi,mpp."""
-    if text is None:
-        return {}
+def _inside(folder: Path) -> list[Path]:
+    """The slide files of a folder; its images are mentioned, as they may be slides to be."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    slides = [path for path in files if path.suffix.lower() in SLIDE_SUFFIXES]
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if any(path.suffix.lower() == ".vms" for path in slides):
+        images = []  # such a slide consists of JPEGs
+    convert = "`sslpath data convert IMAGE --mpp UM_PER_PIXEL`"
+    if slides and images:
+        warn(
+            f"{folder}: images are skipped ({len(images)}, such as {images[0].name}). {convert} "
+            "makes a slide of an image."
+        )
+    elif images:
+        raise DataError(
+            f"No slides in {folder}, only images ({len(images)}, such as {images[0].name}). Make "
+            f"a slide of each with {convert}."
+        )
+    elif not slides:
+        raise DataError(
+            f"No slides in {folder}: no file ends in {', '.join(sorted(SLIDE_SUFFIXES))}."
+        )
+    return slides
+
+
+def _series(path: Path) -> str:
+    """Which DICOM series a file belongs to; a file that cannot be opened is one of its own."""
+    from sslpath.handles import open_slide
+
     try:
-        return dict.fromkeys(paths, float(text))
+        properties = open_slide(path).handle.properties
+    except SlideError:
+        return str(path)
+    return str(properties.get("dicom.SeriesInstanceUID", path))
+
+
+def _with_mpp(slides: "list[Slide]", text: str | None) -> "list[Slide]":
+    """The slides with their pixel sizes: a number where they do not say, or a CSV's."""
+    from sslpath.slides import Slide, check_mpp
+
+    if text is None:
+        return slides
+    try:
+        number = check_mpp(float(text), "--mpp-override")
     except ValueError:
-        import pandas as pd
-    table = _read_csv(Path(text), ["wsi", "mpp"])
-    sizes = {Path(name).stem: value for name, value in zip(table["wsi"], table["mpp"], strict=True)}
-    given = pd.to_numeric(pd.Series(sizes), errors="coerce").dropna().to_dict()
-    return {path: float(given[path.stem]) for path in paths if path.stem in given}
+        sizes = _sizes(Path(text))
+    else:
+        sizes = {slide.slide_id: number for slide in slides if _is_silent(slide)}
+    return [
+        Slide(slide.path, sizes.get(slide.slide_id), slide_id=slide.slide_id) for slide in slides
+    ]
+
+
+def _is_silent(slide: "Slide") -> bool:
+    """Whether a slide does not say its pixel size, or says one that cannot be."""
+    try:
+        float(slide.mpp)
+    except PixelSizeError:
+        return True
+    except SlideError:  # broken: that is reported when it is tiled
+        return False
+    return False
+
+
+def _sizes(path: Path) -> dict[str, float]:
+    """Pixel sizes by slide, of a CSV with the columns wsi (a slide's name or file) and mpp."""
+    import pandas as pd
+
+    table = _read_csv(path, ["wsi", "mpp"]).set_index("wsi")["mpp"]
+    sizes = pd.to_numeric(table, errors="coerce").dropna()
+    names = {str(name): float(size) for name, size in sizes.items()}
+    return {key: size for name, size in names.items() for key in (Path(name).stem, name)}
 
 
 def _read_csv(path: Path, columns: list[str]) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, dtype=str)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"Cannot read {path} as CSV: {error}") from error
     missing = [name for name in columns if name not in table]
     if missing:
         raise ConfigError(f"{path} lacks the columns {missing}; it has {list(table)}.")
-    return table
+    return pd.DataFrame({name: table[name].fillna("").str.strip() for name in table})
 
 
 def _with_patients(tiles: "pd.DataFrame", path: Path) -> "pd.DataFrame":
-    table = _read_csv(path, ["slide_id", "patient_id"]).drop_duplicates("slide_id")
+    table = _read_csv(path, ["slide_id", "patient_id"])
+    columns = [name for name in ("slide_id", "patient_id", "split") if name in table]
+    table = table[columns].drop_duplicates()
+    table = table[table["slide_id"].isin(tiles["slide_id"])]
+    torn = sorted(table.loc[table["slide_id"].duplicated(), "slide_id"].unique())
+    if torn:
+        raise ConfigError(f"{path} lists {torn[:5]} twice, with different patients or splits.")
     table = table.set_index("slide_id")
-    unknown = sorted(set(tiles["slide_id"]) - set(table.index))
+    unknown = sorted(set(tiles["slide_id"]) - set(table.index[table["patient_id"] != ""]))
     if unknown:
         raise ConfigError(f"{path} does not name the patient of {unknown[:5]}.")
-    patients = tiles["slide_id"].map(table["patient_id"]).astype("str")
-    tiles = tiles.assign(patient_id=patients)
+    tiles = tiles.assign(
+        patient_id=tiles["slide_id"].map(table["patient_id"]).astype("str"),
+        split=tiles["slide_id"].map(table["split"]).astype("str") if "split" in table else "",
+    )
     if "split" not in table:
         return tiles
-    tiles = tiles.assign(split=tiles["slide_id"].map(table["split"]).fillna("").astype("str"))
-    torn = tiles.groupby("patient_id")["split"].nunique()
-    if (torn > 1).any() or not tiles["split"].isin(["train", "test"]).all():
+    sides = tiles.groupby("patient_id")["split"].nunique()
+    if (sides > 1).any() or not tiles["split"].isin(["train", "test"]).all():
         raise ConfigError(
             f"{path}: every slide needs a split of train or test, the same for all slides of a "
-            f"patient; look at {list(torn[torn > 1].index[:5])}."
+            f"patient; look at {list(sides[sides > 1].index[:5])}."
         )
     return tiles
