@@ -61,7 +61,7 @@ def table(rows: list[dict[str, object]]) -> str:
         cells = []
         for metric in METRICS:
             found = [r["value"] for r in rows if (r["method"], r["metric"]) == (method, metric)]
-            cells.append(f"{np.mean(found):.3f} ± {np.std(found):.3f}" if found else "")
+            cells.append(f"{np.mean(found):.3f} ± {np.std(found, ddof=1):.3f}" if found else "")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -141,7 +141,7 @@ def near_far_on_slide(
         tiles: The table; tiles of other slides are ignored.
         anchor: Position of the tile in the table.
         near_um: Near tiles lie at most this far away.
-        far_um: Far tiles lie at least this far away.
+        far_um: Far tiles lie farther away than this.
         max_px: Longer side of the thumbnail.
 
     Raises:

@@ -202,7 +202,7 @@ def knn_auc(labels: NDArray[Any], found: NDArray[Any], patients: NDArray[Any]) -
     """Area under the ROC curve of the share of tumour among the k nearest, over all labelled tiles.
 
     Every neighbour counts the same: weights by distance would need a temperature tuned for each
-    method, and weights by rank do no better on real tiles. Equal shares count half, as always.
+    method. Equal shares count half, as always.
 
     A bias to know: without the query's patient a tumour tile has a little less tumour to find than
     others, so chance is slightly below 0.5 when patients are few or uneven.

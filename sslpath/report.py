@@ -23,7 +23,7 @@ from sslpath.retrieval import cost, evaluate, slide_pairs, tumour_share
 from sslpath.sources import SlideTiles, TileSource
 from sslpath.table import tile_um
 
-QUERIES = 5  # rows of a gallery
+QUERIES = 3  # rows of a gallery
 NEIGHBOURS = 6  # columns of a gallery
 UMAP_TILES = 3000  # more only fills the picture
 COSTS = ("bytes_per_tile", "stored_bytes_per_tile", "query_us")

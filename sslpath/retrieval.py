@@ -148,7 +148,7 @@ def evaluate(
         tiles: The table of tiles; pass the test tiles only.
         descriptors: Method to descriptors (n, d), aligned to the rows.
         near_um: Near pairs lie at most this far apart.
-        far_um: Far pairs lie at least this far apart.
+        far_um: Far pairs lie farther apart than this.
         k: Neighbours asked for.
         seed: Of the pairs, the random answers and the resamples.
         group: Whose tiles a query may not find: ``"patient"`` or ``"slide"``.
@@ -178,6 +178,8 @@ def evaluate(
     for (method, metric), (score, extra) in scores.items():
         if method in units and method != versus and (versus, metric) in scores:
             other = scores[versus, metric][0]
+            if not np.array_equal(score.patients, other.patients):
+                continue  # one of the two is undefined on a slide, so there is nothing to compare
             value, between = metrics.difference(score, other, resamples, seed)
             low, high = between or (None, None)
             extra = {**extra, "patients": len(score.patients), "resamples": resamples}
@@ -293,7 +295,7 @@ def slide_pairs(
     Args:
         tiles: The table of tiles.
         near_um: Near pairs lie at most this far apart.
-        far_um: Far pairs lie at least this far apart.
+        far_um: Far pairs lie farther apart than this.
         seed: Of the draw.
         pairs_per_slide: How many.
 
@@ -330,8 +332,8 @@ def cost(
     """What a method costs to keep and to search.
 
     Rows ``bytes_per_tile`` (as float32 in memory), ``stored_bytes_per_tile`` (on disk, if
-    ``folder`` is given) and ``query_us`` (exact search, with the least and the largest of the
-    repeats in place of an interval).
+    ``folder`` is given) and ``query_us`` (exact search: the median of the repeats, with ``least`` and
+    ``most``).
 
     Args:
         method: The method's name.
@@ -358,5 +360,6 @@ def cost(
         rows.append(row(method, "stored_bytes_per_tile", stored, n=n, data=data, **about))
     middle, least, most = float(np.median(times)), min(times), max(times)
     about |= {"k": k, "batch": len(asked)}
-    rows.append(row(method, "query_us", middle, least, most, repeats, data=data, **about))
+    about |= {"least": least, "most": most}
+    rows.append(row(method, "query_us", middle, n=repeats, data=data, **about))
     return rows

@@ -22,7 +22,6 @@ from sslpath.table import make_table, split_by_patient
 
 MPP = 4.0
 TILE_PX = 50
-TILES, PATIENTS = 277_524, 279
 MEMBER = "{patient_id}/{label}/{patient_id}_idx5_x{x}_y{y}_class{label}.png"
 # Some copies wrap everything in one folder; the prefix is kept.
 NAME = re.compile(

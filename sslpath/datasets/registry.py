@@ -1,7 +1,7 @@
 """The data sets that sslpath can fetch: address, size, checksum, licence, source.
 
 A checksum of None means that the publisher gives none that we could verify; the loader then
-checks the archive's own CRCs and the number of tiles instead.
+checks the archive's own CRCs instead.
 """
 
 from dataclasses import dataclass
