@@ -332,8 +332,8 @@ def cost(
     """What a method costs to keep and to search.
 
     Rows ``bytes_per_tile`` (as float32 in memory), ``stored_bytes_per_tile`` (on disk, if
-    ``folder`` is given) and ``query_us`` (exact search: the median of the repeats, with ``least`` and
-    ``most``).
+    ``folder`` is given) and ``query_us`` (exact search: the median of the repeats, with ``least``
+    and ``most``).
 
     Args:
         method: The method's name.

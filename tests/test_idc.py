@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sslpath.sources import open_source
 
 from sslpath.datasets.idc import download_idc, idc_tiles, verify_idc
 from sslpath.errors import DataError
+from sslpath.sources import open_source
 from sslpath.table import fold
 
 
