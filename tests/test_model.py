@@ -304,7 +304,7 @@ def test_a_pickle_under_a_checkpoints_name_is_refused_and_never_run(tmp_path: Pa
     ("change", "says"),
     [
         ({"trunk": "warm"}, "Unknown trunk"),
-        ({"trunk": "scratch", "feature_dim": 0}, "Unknown architecture 'any'"),
+        ({"trunk": "scratch", "feature_dim": 0}, "no classifier 'any'"),
         ({"dropout": 1.0}, "dropout"),
         ({"hidden": 0}, "at least 1"),
     ],
