@@ -279,8 +279,9 @@ def _on_a_slide(
     own = np.flatnonzero(tiles["slide_id"] == slide_id)
     rows = tiles.iloc[own]
     yield "grid", figures.slide_with_grid(slide, rows)
-    # The anchor farthest to one side has the most far tiles to show.
-    anchor = int(own[rows["x"].to_numpy().argmin()])
+    # An anchor at half height of the left side has many far tiles to show.
+    x, y = rows["x"].to_numpy(), rows["y"].to_numpy()
+    anchor = int(own[(x + abs(y - y.mean())).argmin()])
     yield (
         "pairs",
         figures.near_far_on_slide(slide, tiles, anchor, near_um=near_um, far_um=far_um),

@@ -25,7 +25,7 @@ import pyvips
 import shapely
 from contourpy import FillType, contour_generator
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sslpath.annotations import write_geojson
 from sslpath.datasets import phantom_stain as stain
