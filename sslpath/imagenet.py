@@ -7,14 +7,11 @@ travels with what it computed, so features of one encoder never meet a head trai
 What this module does not do: pathology foundation models, and any file that needs pickle's code.
 """
 
-import difflib
 import hashlib
 import pickle
-import warnings
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -27,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sslpath.backbones import Precision, architecture, make_trunk, resolve_precision
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.files import sha256
 
@@ -34,112 +32,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VERSION = "IMAGENET1K_V1"
 # What must agree between the features a head was trained on and those it is given.
 IDENTITY = ("arch", "sha256", "input_px")
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-class Architecture(NamedTuple):
-    """What has to be known of a torchvision classifier to use it without its classifier."""
-
-    dim: int
-    classifier: str
-    depthwise: bool
-
-
-@cache
-def architecture(arch: str) -> Architecture:
-    """Look at a torchvision classifier, mostly without memory for its weights.
-
-    Args:
-        arch: A name of ``torchvision.models.list_models(module=torchvision.models)``.
-
-    Returns:
-        Length of the pooled features, name of the last linear layer, and whether there are
-        depthwise convolutions, which lower precision does not speed up on a CPU.
-
-    Raises:
-        ConfigError: If torchvision has no such classifier, or it does not end in a linear layer.
-
-    Example:
-        >>> architecture("resnet50")
-        Architecture(dim=2048, classifier='fc', depthwise=False)
-    """
-    known = torchvision.models.list_models(module=torchvision.models)
-    if arch not in known:
-        close = difflib.get_close_matches(arch, known) or ["resnet50", "mobilenet_v2"]
-        raise ConfigError(
-            f"torchvision has no classifier {arch!r}; did you mean {' or '.join(close)}?"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some warn that their initialisation will change
-        try:
-            with torch.device("meta"):
-                network = torchvision.models.get_model(arch, weights=None)
-        except NotImplementedError:  # RegNets draw their first weights by value
-            network = torchvision.models.get_model(arch, weights=None)
-    modules = list(network.named_modules())
-    linear = [(k, m) for k, m in modules if isinstance(m, nn.Linear) and m.out_features == 1000]
-    if not linear:
-        raise ConfigError(f"{arch} does not end in a linear layer; choose resnet50 or another.")
-    name, last = linear[-1]
-    depthwise = any(isinstance(m, nn.Conv2d) and 1 < m.groups == m.in_channels for _, m in modules)
-    return Architecture(last.in_features, name, depthwise)
-
-
-def make_trunk(arch: str) -> nn.Module:
-    """A torchvision network without its classifier, ``(b, 3, h, w)`` to ``(b, dim)``.
-
-    Its weights are random, drawn from PyTorch's global generator.
-    """
-    classifier = architecture(arch).classifier
-    network: nn.Module = torchvision.models.get_model(arch, weights=None)
-    network.set_submodule(classifier, nn.Identity())
-    if hasattr(network, "aux_logits"):  # GoogLeNet and Inception answer threefold in training
-        setattr(network, "aux_logits", False)  # noqa: B010 (nn.Module types attributes as tensors)
-    return network
-
-
-def resolve_precision(
-    precision: Precision, arch: str, device: torch.device | str = "cpu"
-) -> torch.dtype:
-    """The number type in which to run a trunk.
-
-    ``auto`` means bfloat16 where that is known to be faster: on GPUs that have it, and on CPUs with
-    the instructions for it unless the architecture has depthwise convolutions. Else float32.
-    """
-    if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    if torch.device(device).type == "cuda":
-        fast = torch.cuda.get_device_capability(device)[0] >= 8
-    else:
-        fast = _cpu_has_bfloat16() and not architecture(arch).depthwise
-    return torch.bfloat16 if fast else torch.float32
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; ``auto`` is the first GPU, or the CPU where there is none.
-
-    Raises:
-        ConfigError: If there is no such device here.
-
-    Example:
-        >>> pick_device("cpu")
-        device(type='cpu')
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"No device {name!r} here ({reason}). Use cpu, or auto.") from error
-    return device
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; PyTorch has no public way to ask."""
-    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(ask and ask())
 
 
 def prepare(images: Tensor, input_px: int) -> Tensor:

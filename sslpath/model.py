@@ -24,9 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sslpath.backbones import architecture, make_trunk, resolve_precision
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.files import atomic_path
-from sslpath.imagenet import architecture, make_trunk, prepare, resolve_precision
+from sslpath.imagenet import prepare
 
 HEADER = "sslpath_model"
 Trunk = Literal["frozen", "finetune", "scratch"]

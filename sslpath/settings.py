@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sslpath.augment import Augmentation
+from sslpath.backbones import Precision
 from sslpath.errors import ConfigError
-from sslpath.imagenet import Precision
 from sslpath.model import ModelConfig, Trunk
 
 

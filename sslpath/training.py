@@ -25,9 +25,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from sslpath.augment import augment
+from sslpath.backbones import pick_device, resolve_precision
 from sslpath.batches import Batch, Batches
 from sslpath.errors import ConfigError
-from sslpath.imagenet import Encoder, pick_device, resolve_precision
+from sslpath.imagenet import Encoder
 from sslpath.model import (
     ModelConfig,
     SiameseNetwork,

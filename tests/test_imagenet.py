@@ -20,17 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sslpath import imagenet
+from sslpath.backbones import architecture, make_trunk, resolve_precision
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.files import sha256
 from sslpath.imagenet import (
     Encoder,
-    architecture,
     check_provenance,
     load_imagenet,
-    make_trunk,
     prepare,
     random_encoder,
-    resolve_precision,
 )
 
 

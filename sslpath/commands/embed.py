@@ -60,7 +60,8 @@ def add(commands: "Commands") -> None:
 def run(options: argparse.Namespace) -> int:
     """``sslpath embed``."""
     from sslpath import embed as to
-    from sslpath.imagenet import pick_device, random_encoder
+    from sslpath.backbones import pick_device
+    from sslpath.imagenet import random_encoder
 
     tiles, source = open_table(options)
     device, reading = (

@@ -117,8 +117,9 @@ def add_baselines(
     The random network has the architecture of the ImageNet one beside it, and sees the tiles at
     their own size: enlarging them would only cost time.
     """
+    from sslpath.backbones import pick_device
     from sslpath.embed import embed_encoder, embed_rgb, provenance_or_nothing
-    from sslpath.imagenet import pick_device, random_encoder
+    from sslpath.imagenet import random_encoder
 
     folders = dict(folders)
     if "random" not in folders:

@@ -95,7 +95,8 @@ def imagenet_options(p: argparse.ArgumentParser) -> None:
 
 def imagenet_encoder(options: argparse.Namespace) -> "Encoder":
     """The ImageNet encoder that the options name, on the device that they name."""
-    from sslpath.imagenet import load_imagenet, pick_device
+    from sslpath.backbones import pick_device
+    from sslpath.imagenet import load_imagenet
 
     device = pick_device(getattr(options, "device", "auto"))
     return load_imagenet(options.arch, options.imagenet_weights, options.input_px, device=device)
