@@ -190,10 +190,7 @@ def distance_distributions(distances: Mapping[str, tuple[ArrayLike, ArrayLike]])
             ax.hist(scaled, histtype="step", linewidth=1.8, linestyle=style, label=text, **kind)
             ax.axvline(scaled.mean(), color=PALETTE[colour], linewidth=1.2, linestyle=style)
         ratio = np.mean(np.asarray(pair[1])) / unit[method]
-        ax.set_title(method)
-        ax.text(
-            0.03, 0.95, f"ratio {ratio:.2f}", transform=ax.transAxes, va="top", path_effects=halo()
-        )
+        ax.set_title(f"{method}, ratio {ratio:.2f}")
         ax.set_xlabel("distance / mean near distance")
         ax.set_yticks([])
         ax.grid(visible=False)
@@ -228,16 +225,16 @@ def agreement_by_distance(
     ax = figure.subplots()
     ax.fill_between(x, p - error, p + error, color=PALETTE["blue"], alpha=0.2, linewidth=0)
     ax.plot(x, p, color=PALETTE["blue"], marker="o", markersize=4)
-    for value, text, style, side in (
-        (near_um, "near ", "-", "right"),
-        (far_um, " far", "--", "left"),
+    for value, text, style in (
+        (near_um, " near", "-"),
+        (far_um, " far", "--"),
     ):
         if value is not None:
             ax.axvline(value / 1000, color=PALETTE["black"], linewidth=1.2, linestyle=style)
-            ax.text(value / 1000, 0.98, text, transform=ax.get_xaxis_transform(), ha=side, va="top")
+            ax.text(value / 1000, 0.98, text, transform=ax.get_xaxis_transform(), va="top")
     if chance is not None:
         ax.axhline(chance, color=PALETTE["grey"], linestyle=":", label="two tiles at random")
-        ax.legend(loc="upper right")
+        ax.legend(loc="center right")
     ax.set(xlabel="distance on the slide (mm)", ylabel="probability of the same label")
     ax.set_xlim(0, None)
     return figure

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from sslpath import figures
 from sslpath.descriptors import read_descriptors
@@ -21,7 +22,7 @@ from sslpath.pairs import label_agreement, near_far_um
 from sslpath.results import markdown_table
 from sslpath.retrieval import cost, evaluate, slide_pairs, tumour_share
 from sslpath.sources import SlideTiles, TileSource
-from sslpath.table import tile_um
+from sslpath.table import centres_um, tile_um
 
 QUERIES = 3  # rows of a gallery
 NEIGHBOURS = 6  # columns of a gallery
@@ -263,6 +264,14 @@ def _gallery(
     return figures.gallery(source.read(tiles.iloc[queries]), answers, correct, names=names)
 
 
+def _anchor(rows: pd.DataFrame, near_um: float) -> int:
+    """A tile on the left quarter of a slide, to have far ones, with as many near ones as any."""
+    xy = centres_um(rows)
+    left = np.flatnonzero(xy[:, 0] <= np.quantile(xy[:, 0], 0.25))
+    near = cKDTree(xy).query_ball_point(xy[left], near_um, return_length=True)
+    return int(left[np.argmax(near)])
+
+
 def _on_a_slide(
     tiles: pd.DataFrame,
     descriptors: Mapping[str, NDArray[np.float32]],
@@ -279,9 +288,7 @@ def _on_a_slide(
     own = np.flatnonzero(tiles["slide_id"] == slide_id)
     rows = tiles.iloc[own]
     yield "grid", figures.slide_with_grid(slide, rows)
-    # An anchor at half height of the left side has many far tiles to show.
-    x, y = rows["x"].to_numpy(), rows["y"].to_numpy()
-    anchor = int(own[(x + abs(y - y.mean())).argmin()])
+    anchor = int(own[_anchor(rows, near_um)])
     yield (
         "pairs",
         figures.near_far_on_slide(slide, tiles, anchor, near_um=near_um, far_um=far_um),
