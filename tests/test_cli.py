@@ -489,3 +489,32 @@ def test_results_are_plain_json(work: Path) -> None:
     rows = json.loads((work / "results.json").read_text())
     assert isinstance(rows, list)
     assert all(isinstance(row["value"], float) for row in rows)
+
+
+def test_a_network_from_scratch_trains_embeds_and_answers_an_image(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles, ours = work / "tiles.parquet", tmp_path / "d"
+    run("train", tiles, "--trunk", "scratch", "--arch", "resnet18", "--input-px", 32,
+        "--steps", 4, "--slides-per-batch", 2, "--tiles-per-slide", 8,
+        "--near-tiles", 2, "--far-tiles", 8, "--out", tmp_path / "run")  # fmt: skip
+    run("embed", tiles, "--run", tmp_path / "run", "--out", ours)
+    table = load_tiles(tiles)
+    Image.fromarray(open_source(table).read(table.iloc[[7]])[0]).save(tmp_path / "query.png")
+    capsys.readouterr()
+    run("search", tmp_path / "query.png", tiles, "--descriptors", ours, "--run", tmp_path / "run",
+        "--out", tmp_path / "gallery.png", "--k", 3)  # fmt: skip
+    first = capsys.readouterr().out.splitlines()[1]
+    # The query is a picture of row 7, so that row is the nearest, at no distance.
+    assert f"{table.loc[7, 'slide_id']}:{table.loc[7, 'x']},{table.loc[7, 'y']}" in first
+
+
+def test_the_papers_preset_can_be_started_from_and_options_win(work: Path) -> None:
+    from sslpath.cli import build_parser
+    from sslpath.commands.train import _settings
+
+    words = ["train", "t", "--out", "r", "--preset", "paper", "--margin", "0.7"]
+    config, model = _settings(build_parser().parse_args(words))
+    assert (config.pairs, config.near_tiles, config.far_tiles) == ("explicit", 8, 42)
+    assert (model.arch, model.trunk, model.descriptor_dim) == ("resnet50", "finetune", 128)
+    assert config.margin == 0.7
