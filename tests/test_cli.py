@@ -230,7 +230,9 @@ def test_a_broken_slide_is_reported_and_the_others_go_on(
     )
     assert set(load_tiles(out)["slide_id"]) == {"phantom_001"}
     assert "broken.svs" in (tmp_path / "tiles.failed.csv").read_text()
-    assert "tiles.failed.csv" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "tiles.failed.csv" in told
+    assert "choose their split with --patients" in told  # a single slide is on one side only
 
 
 def test_strict_stops_at_a_broken_slide(slides: Path, tmp_path: Path) -> None:

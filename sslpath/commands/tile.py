@@ -115,6 +115,11 @@ def run(options: argparse.Namespace) -> int:
         f"{options.out}: {len(tiles):,} tiles of {tiles['slide_id'].nunique()} slides ({counts}); "
         f"train {(tiles['split'] == 'train').sum():,}, test {(tiles['split'] == 'test').sum():,}"
     )
+    if len(set(tiles["split"])) == 1:
+        warn(
+            f"so few patients that all are {tiles['split'].iloc[0]}: choose their split with "
+            "--patients to train and to test"
+        )
     return report(failures, options.out.with_suffix(".failed.csv"), "slides gave no tiles")
 
 
