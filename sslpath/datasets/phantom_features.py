@@ -5,8 +5,8 @@ MobileNetV2 features of the phantom tiles, computed by ``sslpath data features``
 weights whose checksum is recorded. They are used only for tiles that are the same: each row is
 matched by slide and position, and pixels are compared through a small fingerprint.
 
-Features are kept as one byte a number, the square root scaled by the column's largest value. That
-costs a relative error of about 1 %; :func:`write_shipped` records what it changed.
+Features are kept as one byte a number, the square root scaled by the column's largest value. What
+that costs is measured by :func:`write_shipped` and stands in the provenance.
 """
 
 import json
