@@ -151,8 +151,10 @@ class _Candidates:
             self.order = np.flatnonzero(self.fits_any)
             self.key = None
             return
-        # A hair wider than the distance, so that rounding never puts a partner two cells away.
-        cell = np.floor((slide.xy - slide.xy.min(axis=0)) / (high * (1 + 1e-6))).astype(np.int64)
+        # A hair wider than the distance, so that rounding never puts a partner two cells away, and
+        # at least 1 um: `high` may be 0, for tiles at the same place.
+        side = max(high * (1 + 1e-6), 1.0)
+        cell = np.floor((slide.xy - slide.xy.min(axis=0)) / side).astype(np.int64)
         self.width = int(cell[:, 0].max()) + 2  # a free column between the rows
         self.key = cell[:, 1] * self.width + cell[:, 0]
         self.order = np.argsort(self.key, kind="stable")

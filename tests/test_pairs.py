@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare
@@ -110,6 +110,7 @@ def test_masks_equal_all_distances_compared_and_are_symmetric(
 
 
 @settings(max_examples=40, deadline=None)
+@example([("a", 0, 0), ("a", 0, 0)], -1, 1, 0)  # high = 0: only tiles at the same place
 @given(places, st.integers(-1, 10), st.one_of(st.integers(1, 10), st.just(None)), st.integers(0, 3))
 def test_a_partner_is_found_exactly_where_one_exists_in_any_ring(
     drawn: list[tuple[str, int, int]], low: int, thickness: int | None, seed: int
