@@ -48,7 +48,7 @@ def demo_tiles(
     folder: str | Path | None = None,
     *,
     slides: int = SLIDES,
-    workers: int = 2,
+    workers: int = 1,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Make the demo's phantom slides, unless they are there, and tile them.
@@ -56,7 +56,8 @@ def demo_tiles(
     Args:
         folder: Where the slides are kept; :func:`phantom_folder` by default.
         slides: How many; the first of them are always the same.
-        workers: Processes.
+        workers: Processes; a script that asks for more than one needs the usual
+            ``if __name__ == "__main__":``.
         progress: Show bars.
 
     Returns:
@@ -101,7 +102,8 @@ def run_demo(
         out: Folder for tables, descriptors, the run, pictures and ``results.json``.
         slides: Phantom slides.
         seed: Of training, bootstrap and the random network.
-        workers: Processes.
+        workers: Processes; a script that asks for more than one needs the usual
+            ``if __name__ == "__main__":``.
         imagenet_weights: MobileNetV2's, to compute features instead of using the shipped ones.
     """
     # Here, not above: these load PyTorch, and whoever only wants the slides need not wait for it.

@@ -245,7 +245,7 @@ def make_phantoms(
     folder: str | Path,
     n: int = 20,
     seed: int = 0,
-    workers: int = 2,
+    workers: int = 1,
     progress: bool = True,
     **changes: Any,
 ) -> list[Path]:
