@@ -8,7 +8,13 @@ from sslpath.commands.shared import command, count, positive, say, whole
 from sslpath.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
     from sslpath.commands.shared import Commands
+    from sslpath.imagenet import Encoder
+    from sslpath.sources import TileSource
 
 
 def add(commands: "Commands") -> None:
@@ -76,6 +82,11 @@ def add(commands: "Commands") -> None:
     p.add_argument("--phantom", type=Path, default=Path("data/cache/phantom"), metavar="DIR")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: data/features/...")
     p.add_argument("--workers", type=count, default=2)
+    p.add_argument(
+        "--views",
+        action="store_true",
+        help="of one augmented view of each training tile instead (default augmentation, seed 0)",
+    )
 
 
 def data_list(options: argparse.Namespace) -> int:
@@ -128,7 +139,10 @@ def data_convert(options: argparse.Namespace) -> int:
 
 def data_features(options: argparse.Namespace) -> int:
     """``sslpath data features``."""
-    from sslpath.datasets.phantom_features import SHIPPED, write_shipped
+    from dataclasses import asdict
+
+    from sslpath.augment import Augmentation
+    from sslpath.datasets.phantom_features import SHIPPED, SHIPPED_VIEWS, write_shipped
     from sslpath.demo import demo_tiles
     from sslpath.descriptors import read_descriptors
     from sslpath.embed import embed_encoder
@@ -137,12 +151,39 @@ def data_features(options: argparse.Namespace) -> int:
 
     encoder = load_imagenet("mobilenet_v2", options.imagenet_weights, 224)
     tiles = demo_tiles(options.phantom, workers=options.workers)
-    folder = options.phantom / "features"
-    embed_encoder(tiles, open_source(tiles), encoder, folder)
-    features = read_descriptors(folder, tiles)
-    out = options.out or SHIPPED
-    cosine = write_shipped(out, tiles, features, open_source(tiles), encoder.provenance)
+    about = encoder.provenance
+    if options.views:
+        attrs = tiles.attrs
+        tiles = tiles[tiles["split"] == "train"].reset_index(drop=True)
+        tiles.attrs = attrs
+        about = {**about, "augmentation": asdict(Augmentation()), "augmentation_seed": 0}
+        features = _views(tiles, open_source(tiles), encoder)
+    else:
+        folder = options.phantom / "features"
+        embed_encoder(tiles, open_source(tiles), encoder, folder)
+        features = read_descriptors(folder, tiles)
+    out = options.out or (SHIPPED_VIEWS if options.views else SHIPPED)
+    cosine = write_shipped(out, tiles, features, open_source(tiles), about)
     size = out.stat().st_size / 1e6
     say(f"{out}: {features.shape[0]:,} x {features.shape[1]} numbers, {size:.1f} MB")
     say(f"mean cosine to the float32 features: {cosine:.5f}")
     return 0
+
+
+def _views(
+    tiles: "pd.DataFrame", source: "TileSource", encoder: "Encoder", batch: int = 64
+) -> "NDArray[np.float32]":
+    """Features of one augmented view of each tile."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from sslpath.augment import augment
+
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for start in tqdm(range(0, len(tiles), batch), "views"):
+        pixels = torch.from_numpy(source.read(tiles.iloc[start : start + batch]))
+        views = augment(pixels.permute(0, 3, 1, 2), generator).permute(0, 2, 3, 1)
+        parts.append(encoder.encode((views * 255).round().to(torch.uint8).numpy()))
+    return np.concatenate(parts)

@@ -24,6 +24,8 @@ from sslpath.sources import TileSource
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 SHIPPED = DATA / "features" / "phantom_mobilenet_v2.h5"
+# Features of one augmented view of each training tile, for generic self-supervision.
+SHIPPED_VIEWS = DATA / "features" / "phantom_mobilenet_v2_views.h5"
 BLOCKS = 4
 TOLERANCE = (
     4.0  # grey levels of a block's mean: JPEG and rounding stay below, another slide does not
