@@ -3,6 +3,7 @@
 The files are one HDF5 a slide, in the layout of CLAM and TRIDENT: :mod:`sslpath.descriptor_files`.
 
 But:
+
 - a slide's descriptors are held in memory until its file is written;
 - a file is known by the slide's name, the tiles' corners and the provenance, not by the pixels:
   after replacing a slide by another of the same name, delete its file.

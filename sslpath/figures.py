@@ -234,7 +234,7 @@ def agreement_by_distance(
             ax.text(value / 1000, 0.98, text, transform=ax.get_xaxis_transform(), va="top")
     if chance is not None:
         ax.axhline(chance, color=PALETTE["grey"], linestyle=":", label="two tiles at random")
-        ax.legend(loc="center right")
+        ax.legend(loc="lower left")
     ax.set(xlabel="distance on the slide (mm)", ylabel="probability of the same label")
     ax.set_xlim(0, None)
     return figure
