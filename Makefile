@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 COPY := out/book
+SITE := $(COPY)/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit notebooks book features clean
+.PHONY: help install demo test lint types unit notebooks book pages clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -26,28 +27,32 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 demo: $(READY)  ## Slides to retrieval on synthetic slides: pictures and results.json in out/demo
 	$(BIN)/sslpath demo --out out/demo
 
-test: lint types unit notebooks book  ## Everything that CI runs
+test: lint types unit pages  ## Everything that CI runs
 	@echo "make test: all passed"
 
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python tools/prose.py
 
 types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/pytest --doctest-modules --durations=10
+	$(BIN)/pytest --doctest-modules --durations=10 --ignore=tests/test_pages.py
 
-# Chapters are executed once, on a copy, and the book is built from those outputs.
-notebooks: $(READY)
-	rm -rf $(COPY) && mkdir -p $(COPY)
-	cp -r _config.yml _toc.yml book README.md CHANGELOG.md CONTRIBUTING.md $(COPY)
-	$(BIN)/pytest --nbmake --overwrite --nbmake-timeout=300 --nbmake-kernel=python3 $(COPY)/book
+# Chapters are executed once, on a copy with solved exercises, within a budget of time; the book is
+# built from those outputs.
+notebooks: $(READY)  ## Execute the chapters, within their budget of time
+	$(BIN)/python tools/chapters.py run $(COPY)
 
 book: notebooks  ## The book as a web site in out/book/_build/html
 	$(BIN)/jupyter-book build $(COPY) -W --keep-going --all
-	@echo "Open $(COPY)/_build/html/index.html"
+	$(BIN)/python tools/pages.py $(SITE)
+	@echo "Open $(SITE)/index.html"
+
+pages: book  ## Look at the built pages with a headless browser, if there is one
+	SSLPATH_SITE=$(SITE) $(BIN)/pytest tests/test_pages.py
 
 clean:  ## Delete what was made, except the environment
 	rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,408 @@
+"""The book's machinery: what must turn CI red does, and what readers run runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import chapters
+import nbformat
+import numpy as np
+import pages
+import prose
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sslpath
+from sslpath import book
+from sslpath.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = sys.executable
+
+
+def notebook(*cells):
+    """A notebook of code cells (str) and ready cells."""
+    made = [nbformat.v4.new_code_cell(c) if isinstance(c, str) else c for c in cells]
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    return nbformat.v4.new_notebook(cells=made, metadata=metadata)
+
+
+def planted(folder, name, *cells):
+    path = folder / f"{name}.ipynb"
+    chapters.write(notebook(*cells), path)
+    return path
+
+
+# What must turn CI red
+
+
+def test_a_failing_cell_turns_the_execution_red(tmp_path):
+    good = planted(tmp_path, "good", "assert 1 + 1 == 2")
+    assert chapters.execute(tmp_path, [good])
+    bad = planted(tmp_path, "bad", "1 / 0")
+    assert not chapters.execute(tmp_path, [good, bad])
+
+
+def test_a_check_that_passes_on_the_stub_turns_the_execution_red(tmp_path):
+    stub = nbformat.v4.new_code_cell("# Exercise 1.1", metadata={"tags": ["exercise"]})
+    toothless = 'from sslpath.book import check\nwith check("1.1"):\n    assert True, "never"'
+    sound = 'from sslpath.book import check\nwith check("1.1"):\n    assert f(2) == 4, "f(2) is 4"'
+    solution = "def f(x):\n    # solution\n    return 2 * x\n    # end"
+    for source, passes in ((sound, True), (toothless, False)):
+        check = nbformat.v4.new_code_cell(source, metadata={"tags": ["check"]})
+        made = chapters.with_stubs(notebook(stub, check), {"1.1": solution})
+        path = tmp_path / f"{passes}.ipynb"
+        chapters.write(chapters.solved(made, {"1.1": solution}), path)
+        assert chapters.execute(tmp_path, [path]) is passes
+
+
+def test_a_solution_that_is_wrong_turns_the_execution_red(tmp_path):
+    stub = nbformat.v4.new_code_cell("# Exercise 1.1", metadata={"tags": ["exercise"]})
+    source = 'from sslpath.book import check\nwith check("1.1"):\n    assert f(2) == 4, "f(2) is 4"'
+    check = nbformat.v4.new_code_cell(source, metadata={"tags": ["check"]})
+    wrong = {"1.1": "def f(x):\n    # solution\n    return 3 * x\n    # end"}
+    path = tmp_path / "wrong.ipynb"
+    chapters.write(chapters.solved(chapters.with_stubs(notebook(stub, check), wrong), wrong), path)
+    assert not chapters.execute(tmp_path, [path])
+
+
+def test_a_chapter_over_its_budget_turns_the_execution_red():
+    assert not list(chapters.over_budget({"a": 59.0, "b": 2.0}))
+    assert "a took 61 s" in next(chapters.over_budget({"a": 61.0}))
+    assert "in all" in next(chapters.over_budget({f"{i}": 59.0 for i in range(9)}))
+
+
+def run_prose(folder):
+    return subprocess.run(
+        [PYTHON, ROOT / "tools" / "prose.py", folder], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_bare_metric_in_prose_turns_lint_red(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("ImageNet reaches {glue:text}`p:.2f`, at 0.5 µm a pixel.\n")
+    assert run_prose(tmp_path).returncode == 0
+    page.write_text("ImageNet reaches 0.61.\n")
+    done = run_prose(tmp_path)
+    assert done.returncode == 1
+    assert "bare number 0.61" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "P@10 is 0.76.", "An accuracy of 93 %.", "It is 16 times smaller.", "It took 4.5 s.",
+        "| spatial | 0.70 |", "A 5-fold gain.", "About 20 minutes.", "**0.8**", "from .7 to 0.9",
+    ],
+)  # fmt: skip
+def test_numbers_that_look_like_results_are_bare(text):
+    assert prose.bare_metrics(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "One pixel spans 0.25 µm.", "`lr=0.001` is the rate.", "$0.5 < m$", "```\n0.61\n```",
+        "A 95 % interval.", "### Exercise 3.1: write it", "About 1.5 is reported {cite:p}`x`.",
+        "Files of 9.8 MB, 20 slides, 128 numbers.", "{glue:text}`gain:.0%` better", "224 px",
+        "**Time** <!-- time -->23 s on two cores<!-- /time -->.", "See https://x.org/1.23/.",
+    ],
+)  # fmt: skip
+def test_settings_code_and_citations_are_not_bare(text):
+    assert prose.bare_metrics(text) == []
+
+
+def test_notebooks_that_could_hide_an_error_turn_lint_red(tmp_path):
+    allow = notebook("1 / 0")
+    allow.metadata["execution"] = {"allow_errors": True}
+    chapters.write(allow, tmp_path / "allow.ipynb")
+    tagged = nbformat.v4.new_code_cell("1 / 0", metadata={"tags": ["raises-exception"]})
+    planted(tmp_path, "tagged", tagged)
+    done = nbformat.v4.new_code_cell("1", execution_count=3)
+    planted(tmp_path, "executed", done)
+    planted(tmp_path, "long", "\n".join("x = 1" for _ in range(prose.LONGEST_CELL + 1)))
+    figure = nbformat.v4.new_code_cell("1", metadata={"mystnb": {"figure": {"caption": "c"}}})
+    planted(tmp_path, "figure", figure)
+    told = run_prose(tmp_path).stdout
+    for words in ("allow_errors", "raises-exception", "has outputs", "lines", "without alt text"):
+        assert words in told
+
+
+def test_a_chapter_without_its_parts_turns_lint_red(tmp_path):
+    title = nbformat.v4.new_markdown_cell("# Title")
+    path = planted(tmp_path, "01-title", title, "x = 1")
+    told = "\n".join(prose.problems(path))
+    for words in ("**You will learn**", "measured time", "## Exercises", "Colab", "0 stubs"):
+        assert words in told
+
+
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
+    "rkJggg=="
+)
+
+
+def test_a_figure_without_alt_text_turns_the_built_book_red(tmp_path):
+    def picture(alt):
+        cell = nbformat.v4.new_code_cell("plot()", execution_count=1)
+        if alt:
+            cell.metadata["mystnb"] = {"image": {"alt": alt}}
+        cell.outputs = [nbformat.v4.new_output("display_data", {"image/png": PNG})]
+        return cell
+
+    title = nbformat.v4.new_markdown_cell("# A page")
+    planted(tmp_path, "index", title, picture("A grey square on white, as large as a pixel."))
+    planted(tmp_path, "planted", title, picture(""))
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n- file: planted\n")
+    (tmp_path / "_config.yml").write_text("execute: {execute_notebooks: 'off'}\n")
+    build = [
+        Path(PYTHON).with_name("jupyter-book"),
+        "build",
+        tmp_path,
+        "-W",
+        "--keep-going",
+        "--all",
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    site = tmp_path / "_build" / "html"
+    assert not [p for p in pages.problems(site / "index.html") if "alt text" in p]
+    assert [p for p in pages.problems(site / "planted.html") if "alt text" in p]
+    check = [PYTHON, ROOT / "tools" / "pages.py", site]
+    assert subprocess.run(check, capture_output=True, check=False).returncode == 1
+
+
+def test_make_test_runs_these_checks():
+    made = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipes = dict(re.findall(r"^(\w+):([^\n]*\n(?:\t[^\n]*\n)+)", made, re.MULTILINE))
+    assert "tools/prose.py" in recipes["lint"]
+    assert "tools/chapters.py run" in recipes["notebooks"]
+    assert "-W --keep-going" in recipes["book"]
+    assert "tools/pages.py" in recipes["book"]
+    assert "notebooks" in recipes["book"].splitlines()[0]
+    assert "book" in recipes["pages"].splitlines()[0]
+    assert {"lint", "types", "unit", "pages"} <= set(recipes["test"].split())
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+# Exercises
+
+
+@given(
+    st.lists(st.sampled_from(["x = 1", "    y = 2", "# solution", "# end", "return z"]), max_size=9)
+)
+def test_a_stub_never_shows_what_lies_between_the_marks(lines):
+    inside, hidden = False, 0
+    for line in lines:
+        if line == "# solution":
+            inside = True
+        elif line == "# end":
+            inside = False
+        else:
+            hidden += inside
+    made = chapters.stub("\n".join(lines)).splitlines()
+    kept = [line for line in made if chapters.TODO not in line]
+    assert len(kept) == len([x for x in lines if x not in ("# solution", "# end")]) - hidden
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "book" / "solutions").glob("*.py")), ids=lambda path: path.stem
+)
+def test_each_chapter_has_a_stub_and_a_check_for_each_solution(path):
+    found = chapters.read_solutions(ROOT / "book" / f"{path.stem}.ipynb")
+    assert len(found) >= 3
+    for number, solution in found.items():
+        assert chapters.TODO in chapters.stub(solution), f"{number} leaves nothing to do"
+        compile(chapters.stub(solution), str(path), "exec")
+
+
+def test_a_check_tells_what_is_not_yet_right(capsys, monkeypatch):
+    monkeypatch.delenv("SSLPATH_CHECKS", raising=False)
+    with book.check("1.1"):
+        assert 2 == 2, "never seen"
+    with book.check("1.2"):
+        assert 2 == 3, "two is not three"
+    with book.check("1.3"):
+        raise TypeError("unsupported operand\nand more")
+    said = capsys.readouterr().out
+    assert said == (
+        "✓ Exercise 1.1\n✗ Exercise 1.2, not yet: two is not three\n"
+        "✗ Exercise 1.3, not yet: TypeError: unsupported operand\n"
+    )
+
+
+def test_a_check_raises_in_the_books_own_tests(monkeypatch):
+    monkeypatch.setenv("SSLPATH_CHECKS", "pass")
+    with pytest.raises(AssertionError, match="two is not three"), book.check("1.2"):
+        assert 2 == 3, "two is not three"
+    monkeypatch.setenv("SSLPATH_CHECKS", "fail")
+    with pytest.raises(AssertionError, match="unsolved stub"), book.check("1.2"):
+        pass
+
+
+def test_a_check_never_swallows_an_interruption(monkeypatch):
+    monkeypatch.delenv("SSLPATH_CHECKS", raising=False)
+    with pytest.raises(KeyboardInterrupt), book.check("1.2"):
+        raise KeyboardInterrupt
+
+
+# Data of the chapters
+
+
+def test_unknown_data_or_profile_are_named_with_the_choices(monkeypatch):
+    monkeypatch.setenv("SSLPATH_DATA", "tcga")
+    with pytest.raises(ConfigError, match="choose one of phantom, idc, camelyon16"):
+        book.open_data()
+    with pytest.raises(ConfigError, match="choose one of small, full"):
+        book.open_data("phantom", "huge")
+
+
+def test_camelyon16_that_is_not_prepared_says_how(monkeypatch, tmp_path):
+    monkeypatch.setenv("SSLPATH_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=r"sslpath tile.*sslpath embed"):
+        book.open_data("camelyon16")
+
+
+def test_the_switch_opens_real_tissue(shared, monkeypatch, tmp_path):
+    monkeypatch.setenv("SSLPATH_CACHE", str(tmp_path))
+    monkeypatch.setenv("SSLPATH_DATA", "idc")
+    weights = shared / "weights" / "mobilenet_v2_imagenet.safetensors"
+    monkeypatch.setenv("SSLPATH_IMAGENET_WEIGHTS", str(weights))
+    monkeypatch.setitem(book.PROFILES, "small", book.Profile("small", 5, 100, (0,), 3))
+    (tmp_path / "idc").mkdir()
+    archive = shared / "real" / "idc" / "IDC_regular_ps50_idx5_sample.zip"
+    (tmp_path / "idc" / "IDC_regular_ps50_idx5.zip").symlink_to(archive)
+    data = book.open_data()
+    assert data.name == "idc"
+    assert data.tiles["patient_id"].nunique() == 5
+    assert data.features.shape == (len(data.tiles), 1280)
+    assert data.train.any()
+    assert not (data.train & data.test).any()
+    assert data.run.startswith("5 IDC slides")
+    network = data.fit(slides_per_batch=4, tiles_per_slide=8)
+    assert network.encode(data.features).shape == (len(data.tiles), 128)
+
+
+def test_settings_go_where_they_belong():
+    data = book.BookData(
+        "phantom", book.PROFILES["small"], None, None, np.zeros((2, 8), np.float32),
+        {"arch": "mobilenet_v2", "input_px": 224}, 2, 30,
+    )  # fmt: skip
+    training, model = data.configs(near_tiles=4, descriptor_dim=16)
+    assert (training.near_tiles, training.far_tiles) == (4, 30)
+    assert (model.descriptor_dim, model.feature_dim) == (16, 8)
+    with pytest.raises(ConfigError, match="No setting is called 'near'"):
+        data.configs(near=4)
+
+
+# Launching
+
+
+def test_the_repository_has_one_address_everywhere():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    address = config["repository"]["url"]
+    assert config["repository"]["branch"] == "main"
+    from sslpath.paper_map import SOURCE
+
+    assert SOURCE.startswith(address)
+    assert f" {address}\n" in prose.COLAB
+    for name in ("README.md", "CITATION.cff"):
+        for found in re.findall(
+            r"https://github\.com/[\w-]+/sslpath", (ROOT / name).read_text(encoding="utf-8")
+        ):
+            assert found == address, name
+
+
+def test_colab_fetches_the_version_that_the_chapter_belongs_to():
+    assert f"--branch v{sslpath.__version__} " in prose.COLAB
+
+
+def test_the_first_cell_makes_the_package_importable_where_it_is_missing(tmp_path):
+    """As in a fresh Colab, with this checkout in the place of the public repository."""
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", ROOT, source], check=True)
+    tag = ["git", "-C", source, "tag", f"v{sslpath.__version__}"]
+    subprocess.run(tag, check=False, capture_output=True)  # it may have the tag
+    address = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    colab = tmp_path / "colab"
+    colab.mkdir()
+    script = f"""
+import os, sys
+sys.meta_path = [f for f in sys.meta_path if "sslpath" not in str(f).lower()]
+sys.path = [p for p in sys.path if p and os.path.abspath(p) != {str(ROOT)!r}]
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_cell({prose.COLAB!r}).raise_error()
+shell.run_cell("import sslpath, sslpath.book; print(sslpath.__file__)").raise_error()
+"""
+    environment = {
+        **os.environ,
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{source}.insteadOf",
+        "GIT_CONFIG_VALUE_0": address["url"],
+        "PIP_DRY_RUN": "1",  # this environment stays as it is
+        "PIP_NO_DEPS": "1",
+    }
+    command = [PYTHON, "-c", script]
+    done = subprocess.run(
+        command, cwd=colab, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert str(colab / "sslpath" / "sslpath" / "__init__.py") in done.stdout
+
+
+CONDA = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base", "openslide-bin": "openslide"}
+
+
+def test_binder_has_all_that_the_package_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {re.split(r"[\[>=<]", one)[0] for one in project["dependencies"]}
+    binder = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text(encoding="utf-8"))
+    have = {re.split(r"[>=<]", one)[0] for one in binder["dependencies"]}
+    assert {CONDA.get(name, name) for name in needed} <= have
+    assert "jupyterlab-myst" in have
+    assert os.access(ROOT / "binder" / "postBuild", os.X_OK)
+
+
+def test_the_workflow_runs_the_gate_and_publishes_its_pages():
+    text = (ROOT / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    steps = jobs["test"]["steps"]
+    assert any(step.get("run") == ".ci/run" for step in steps)
+    assert any(step.get("with", {}).get("path") == "out/book/_build/html" for step in steps)
+    assert jobs["publish"]["needs"] == "test"
+
+
+def test_every_chapter_of_the_contents_is_there_and_measured():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    chapters_of = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    files = [
+        one["file"] for chapter in chapters_of for one in [chapter, *chapter.get("sections", [])]
+    ]
+    for name in files:
+        assert any((ROOT / f"{name}{suffix}").exists() for suffix in (".ipynb", ".md")), name
+    measured = {row["data"]: row for row in json.loads(chapters.TIMES.read_text())}
+    executed = {path.stem for path in chapters.notebooks(ROOT / "book")}
+    assert set(measured) == executed
+    for path in chapters.notebooks(ROOT / "book"):
+        if re.match(r"\d\d-", path.name):
+            opening = chapters.read(path).cells[0].source
+            assert f"<!-- time -->{chapters.time_text(measured[path.stem])}<!--" in opening
+
+
+def test_every_public_module_is_in_the_reference():
+    text = "\n".join(path.read_text() for path in (ROOT / "book").glob("api-*.md"))
+    listed = set(re.findall(r"automodule:: sslpath\.([\w.]+)", text))
+    inside = {
+        ".".join(path.relative_to(ROOT / "sslpath").with_suffix("").parts)
+        for path in (ROOT / "sslpath").rglob("*.py")
+        if path.name != "__init__.py" and path.parent.name != "commands"
+    }
+    private = {"cli", "handles", "jpeg_colours"} | {m for m in inside if "phantom_" in m}
+    assert listed >= inside - private
