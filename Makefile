@@ -9,7 +9,7 @@ COPY := out/book
 SITE := $(COPY)/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit notebooks book pages clean
+.PHONY: help install demo test lint types unit notebooks book lab pages clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -48,8 +48,12 @@ notebooks: $(READY)  ## Execute the chapters, within their budget of time
 
 book: notebooks  ## The book as a web site in out/book/_build/html
 	$(BIN)/jupyter-book build $(COPY) -W --keep-going --all
+	cp book/*.ipynb $(SITE)/_sources/book/  # to download: with stubs, as readers want them
 	$(BIN)/python tools/pages.py $(SITE)
 	@echo "Open $(SITE)/index.html"
+
+lab: $(READY)  ## Open the chapters in JupyterLab
+	$(BIN)/jupyter lab book
 
 pages: book  ## Look at the built pages with a headless browser, if there is one
 	SSLPATH_SITE=$(SITE) $(BIN)/pytest tests/test_pages.py

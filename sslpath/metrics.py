@@ -205,7 +205,7 @@ def knn_auc(labels: NDArray[Any], found: NDArray[Any], patients: NDArray[Any]) -
     method. Equal shares count half, as always.
 
     A bias to know: without the query's patient a tumour tile has a little less tumour to find than
-    others, so chance is slightly below 0.5 when patients are few or uneven.
+    others, so chance is below 0.5 when patients are few or uneven.
     """
     asked = found[:, 0] >= 0
     labels, patients = labels[asked], patients[asked]
@@ -232,7 +232,8 @@ def addr_global(near: Floats, far: Floats, patients: NDArray[Any]) -> Score:
     """Average descriptor distance ratio (ADDR): mean far distance over mean near distance.
 
     The means run over all sampled pairs of all slides. 1 means that the descriptor knows nothing
-    of place; the larger, the better neighbours are told from strangers of the same slide.
+    of place. Not comparable between descriptors whose distances are distributed differently:
+    squared distances rank the same and have another ratio.
     Source: the ratio is the paper's (arXiv 1905.08139); taking "global" as all pairs together
     is our reading.
 

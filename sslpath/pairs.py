@@ -117,7 +117,7 @@ class PairIndex:
 def sample_pairs(
     tiles: pd.DataFrame, n: int, *, near_um: float, far_um: float, rng: np.random.Generator
 ) -> Pairs:
-    """Draw explicit pairs, as the paper trains on: for each anchor one near and one far tile.
+    """Draw explicit pairs: for each anchor one near and one far tile.
 
     Anchors are drawn uniformly, with replacement, from the tiles that have both partners.
 

@@ -31,9 +31,10 @@ class Place:
 
 PLACES = (
     Place("near and far distances", r"$r_\mathrm{near}, r_\mathrm{far}$",
-          "paper, abstract (idea: stated; distances: second hand)", "pairs:near_far_um"),
-    Place("anchor, near tile, far tile", r"$(a, n, f)$", "paper (second hand)",
-          "pairs:sample_pairs"),
+          "paper, abstract (idea: stated); near: second hand; far: unverified",
+          "pairs:near_far_um"),
+    Place("anchor, near tile, far tile", r"$(a, n, f)$",
+          "ours; how the paper draws pairs is not known", "pairs:sample_pairs"),
     Place("all pairs of a batch", r"$N_{ij}, F_{ij}$", "ours", "pairs:pair_masks"),
     Place("batches of a few slides", "", "ours; compare Conditional SSL 2022",
           "pairs:BatchSampler"),
@@ -54,7 +55,8 @@ PLACES = (
           "settings:paper_preset"),
     Place("average descriptor distance ratio, global",
           r"$\bar d_\mathrm{far} / \bar d_\mathrm{near}$",
-          "name and idea: second hand; definition here: ours", "metrics:addr_global"),
+          "ratio: paper, abstract (stated); name: second hand; definition here: ours",
+          "metrics:addr_global"),
     Place("the same, median slide", "", "name: unverified; definition here: ours",
           "metrics:addr_median"),
     Place("tumour retrieval", r"P@$k$", "paper, abstract (task: stated); protocol here: ours",

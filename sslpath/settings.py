@@ -21,7 +21,7 @@ class TrainConfig:
         far_tiles: Far pairs are farther apart than this.
         margin: $m$ of the contrastive loss.
         pairs: ``in-batch`` uses all near and far pairs of a batch; ``explicit`` draws triples of
-            anchor, near and far tile, as in the paper.
+            anchor, near and far tile.
         steps: Batches to train on.
         slides_per_batch: Slides in a batch.
         tiles_per_slide: Tiles of each; with explicit pairs, the product counts all tiles.

@@ -3,10 +3,13 @@
 ``make pages`` builds the book and runs this with a headless Chromium, if one is installed.
 """
 
+import json
 import os
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import pytest
 
@@ -149,6 +152,17 @@ def test_a_solution_is_hidden_until_asked_for(page):
     assert not code.is_visible()
     button.click()
     assert code.is_visible()
+
+
+def test_a_downloaded_chapter_holds_stubs_and_no_solutions(page):
+    for path in sorted(SITE.glob("book/0*.html")):
+        visit(page, path)
+        links = page.evaluate("() => [...document.querySelectorAll('a')].map(a => a.href)")
+        file = next(x for x in links if "_sources" in x and x.endswith(".ipynb"))
+        cells = json.loads(Path(url2pathname(urlparse(file).path)).read_text())["cells"]
+        tags = [tag for cell in cells for tag in cell["metadata"].get("tags", [])]
+        assert "exercise" in tags, path.stem
+        assert not {"probe", "solution"} & set(tags), path.stem
 
 
 def test_launch_buttons_name_the_right_place(page):

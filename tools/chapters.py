@@ -34,7 +34,7 @@ CHAPTER_S, BOOK_S, CELL_S = 60, 480, 90  # budgets on two cores
 COPIED = ("_config.yml", "_toc.yml", "book", "sslpath", "tools", "README.md", "CHANGELOG.md",
           "CONTRIBUTING.md", "CITATION.cff", "LICENSE")  # fmt: skip
 BEGIN, END = "# solution", "# end"
-TODO = "...  # your code here"
+TODO = "# your code here"
 TIME = re.compile(r"(<!-- time -->).*?(<!-- /time -->)", re.DOTALL)
 
 
@@ -75,7 +75,9 @@ def stub(solution: str) -> str:
     for line in solution.splitlines():
         if line.strip() == BEGIN:
             inside = True
-            lines.append(line[: len(line) - len(line.lstrip())] + TODO)
+            indent = line[: len(line) - len(line.lstrip())]
+            # A function needs a body; at the top level dots would be printed below the cell.
+            lines.append(f"{indent}...  {TODO}" if indent else TODO)
         elif line.strip() == END:
             inside = False
         elif not inside:

@@ -48,7 +48,8 @@ import importlib.util
 import sys
 
 if importlib.util.find_spec("sslpath") is None:
-    !git clone --quiet --depth 1 --branch v0.1.0 https://github.com/sslpath/sslpath
+    !git clone --quiet --depth 1 --branch v0.1.0 https://github.com/sslpath/sslpath \\
+        || git clone --quiet --depth 1 https://github.com/sslpath/sslpath
     %pip install --quiet -e sslpath
     sys.path.insert(0, "sslpath")"""
 

@@ -19,6 +19,9 @@ def tissue_share(mask, x, y, side, scale):
 
 
 # %% 2.3
+import shapely
+
+
 def label(polygon, x, y, side, share=0.5):
     """1 inside, 0 outside, None between."""
     # solution

@@ -18,6 +18,7 @@ def my_masks(xy, slide, near_um, far_um):
 def expected_pairs(k, n, m):
     """Mean number of near pairs among m of n tiles of which k pairs are near."""
     # solution
+    # Both tiles must be drawn: half of the tiles leave about a quarter of the pairs.
     return k * m * (m - 1) / (n * (n - 1))
     # end
 

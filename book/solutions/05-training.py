@@ -26,7 +26,7 @@ def collapsed(log):
     """Whether the descriptors at the end of a run carry nothing."""
     # solution
     last = log[-1]
-    return last["spread"] < 0.1 or last["effective_rank"] < 1.5
+    return last["spread"] < 0.05 or last["effective_rank"] < 1.5
     # end
 
 

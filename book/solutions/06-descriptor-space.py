@@ -11,13 +11,11 @@ def own_chance(slides):
 
 
 # %% 6.2
-def effective_rank(x):
-    """Exponential of the entropy of the covariance's eigenvalues, for x of shape (n, d)."""
+def directions(x, share=0.9):
+    """How many principal directions hold this share of the variance, for x of shape (n, d)."""
     # solution
     variances = np.linalg.svd(x - x.mean(axis=0), compute_uv=False) ** 2
-    shares = variances / variances.sum()
-    shares = shares[shares > 1e-12]
-    return np.exp(-(shares * np.log(shares)).sum())
+    return int((np.cumsum(variances) < share * variances.sum()).sum()) + 1
     # end
 
 
@@ -45,6 +43,7 @@ def precision_of(d):
 def without_slide(d, slides):
     """Descriptors less the mean of their slide, at unit length."""
     # solution
+    # The mean of a slide holds its tissue, too: tumour is subtracted along with the stain.
     return unit_length(d - pd.DataFrame(d).groupby(slides).transform("mean").to_numpy())
     # end
 

@@ -16,6 +16,7 @@ def changed(one, other):
 def paired(a, b):
     """Mean of a - b over seeds, and its standard error."""
     # solution
+    # Each alone also holds the luck that a seed brings to both.
     difference = np.asarray(a) - np.asarray(b)
     return difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))
     # end
