@@ -14,12 +14,14 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
+# Sphinx writes some names with their module, some without.
 ARRAY_LIKE = re.compile(
     r"_Buffer \| _SupportsArray\[dtype\[Any\]\] "
     r"\| _NestedSequence\[_SupportsArray\[dtype\[Any\]\]\] "
     r"\| complex \| bytes \| str \| _NestedSequence\[complex \| bytes \| str\]"
 )
 ND_ARRAY = re.compile(r"ndarray\[tuple\[Any, \.\.\.\], dtype\[(\w+)\]\]")
+MODULE = re.compile(r"~(?!sslpath\.)(?:\w+\.)+(?=\w)")
 
 
 def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
@@ -51,6 +53,7 @@ def short_types(
     def short(text: str | None) -> str | None:
         if text is None:
             return None
+        text = MODULE.sub("", text)
         text = ARRAY_LIKE.sub("ArrayLike", text)
         return ND_ARRAY.sub(r"NDArray[\1]", text)
 
