@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sslpath.backbones import Precision, architecture, make_trunk, resolve_precision
+from sslpath.depths import Depths
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.files import sha256
 
@@ -55,7 +56,7 @@ class Encoder:
     Attributes:
         trunk: The network, in evaluation mode.
         provenance: ``arch``, ``weights`` (a name), ``sha256`` of the weights, ``input_px``,
-            ``precision``.
+            ``precision``, and with :class:`sslpath.depths.Depths` their ``blocks``.
     """
 
     trunk: nn.Module
@@ -79,7 +80,8 @@ class Encoder:
     @property
     def dim(self) -> int:
         """Length of the features."""
-        return architecture(self.arch).dim
+        blocks = self.provenance.get("blocks")
+        return sum(blocks) if blocks else architecture(self.arch).dim
 
     def encode(self, tiles: NDArray[np.uint8], batch: int = 32) -> NDArray[np.float32]:
         """Compute the features of tiles.
@@ -121,6 +123,7 @@ def load_imagenet(
     *,
     precision: Precision = "auto",
     device: str | torch.device = "cpu",
+    depths: bool = False,
     url: str | None = None,
     progress: bool = True,
 ) -> Encoder:
@@ -132,6 +135,8 @@ def load_imagenet(
         input_px: Side to which tiles are resized before the network.
         precision: Number type; see :func:`resolve_precision`.
         device: Where to run it.
+        depths: Features of every depth, not of the last layer only; for a frozen trunk. See
+            :mod:`sslpath.depths`.
         url: Another address of torchvision's file, such as a mirror inside a hospital; its name
             must end in ``-<first digits of its SHA-256>.pth`` as torchvision's do.
         progress: Whether to draw a bar while downloading.
@@ -149,7 +154,7 @@ def load_imagenet(
         path = Path(weights)
         name = path.name
     _fill(trunk, arch, read_state(path), path)
-    return _encoder(trunk, arch, name, sha256(path), input_px, precision, device)
+    return _encoder(trunk, arch, name, sha256(path), input_px, precision, device, depths)
 
 
 def random_encoder(
@@ -187,7 +192,9 @@ def _encoder(
     input_px: int,
     precision: Precision,
     device: str | torch.device,
+    depths: bool = False,
 ) -> Encoder:
+    trunk = Depths(trunk) if depths else trunk
     trunk.eval().requires_grad_(False).to(device)
     trunk.to(memory_format=torch.channels_last)
     dtype = str(resolve_precision(precision, arch, device)).removeprefix("torch.")
@@ -198,6 +205,8 @@ def _encoder(
         "input_px": input_px,
         "precision": dtype,
     }
+    if isinstance(trunk, Depths):
+        provenance["blocks"] = list(trunk.blocks)
     return Encoder(trunk, provenance)
 
 
@@ -286,6 +295,8 @@ def check_provenance(expected: dict[str, Any], found: dict[str, Any], what: str)
     """
     # What neither says agrees with nothing: descriptors of a run, say, are no features.
     wrong = [key for key in IDENTITY if key not in found or expected.get(key) != found[key]]
+    # Features of the last layer alone have no blocks.
+    wrong += ["blocks"] if expected.get("blocks") != found.get("blocks") else []
     if wrong:
         pairs = "; ".join(f"{k}: {found.get(k)!r}, not {expected.get(k)!r}" for k in wrong)
         raise WeightsError(

@@ -97,7 +97,14 @@ class SiameseNetwork(nn.Module):
             self.trunk.to(memory_format=torch.channels_last)
         d = config.feature_dim
         self.register_buffer("centre", torch.zeros(d))
-        self.register_buffer("scale", torch.ones(()))
+        # One scale for all features, or one for each where they come from several depths.
+        self.blocks = list(config.encoder.get("blocks") or [])
+        if self.blocks and (config.trunk != "frozen" or sum(self.blocks) != d):
+            raise ConfigError(
+                f"Features of several depths {self.blocks} are for a frozen trunk with as many "
+                f"features, not for the trunk `{config.trunk}` with {d}."
+            )
+        self.register_buffer("scale", torch.ones(d) if self.blocks else torch.ones(()))
         self.centre: Tensor
         self.scale: Tensor
         self.head = nn.Sequential(
@@ -111,13 +118,22 @@ class SiameseNetwork(nn.Module):
     def fit_scale(self, features: Tensor) -> None:
         """Learn how to centre and scale frozen features from those of training, ``(n, d)``.
 
-        One scale serves all features: an encoder's small features are mostly noise, and scaling
-        each to the same spread would make them as loud as the others.
+        One scale serves all features of a last layer: its small features are mostly noise, and
+        scaling each to the same spread would make them as loud as the others. Features of several
+        depths (:mod:`sslpath.depths`) have nothing in common but the tile: each is scaled to the
+        same spread, and each depth as a whole is made as loud as any other, however long.
         """
         features = features.double()
         self.centre.copy_(features.mean(dim=0))
         scale = (features - features.mean(dim=0)).square().mean().sqrt()
         self.scale.fill_(scale.item() or 1.0)
+        if self.blocks:
+            spread = features.std(dim=0)
+            # A feature that is the same everywhere says nothing: it stays at 0.
+            spread[spread < 1e-6 * scale] = torch.inf
+            lengths = torch.tensor(self.blocks, dtype=torch.float64)
+            share = (lengths * len(self.blocks) / lengths.sum()).sqrt()
+            self.scale.copy_(spread * share.repeat_interleave(torch.tensor(self.blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute descriptors.

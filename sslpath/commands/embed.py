@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
             # The run knows which encoder its head needs; only the weights have to be named.
             options.arch = network.config.encoder.get("arch", options.arch)
             options.input_px = network.config.encoder.get("input_px", options.input_px)
+            options.depths = bool(network.config.encoder.get("blocks"))
             encoder = imagenet_encoder(options)
         failed = to.embed_run(
             tiles,

@@ -168,6 +168,7 @@ def _encode_query(
         return np.asarray(network.encode(picture[None])[0])
     options.arch = network.config.encoder.get("arch", options.arch)
     options.input_px = network.config.encoder.get("input_px", options.input_px)
+    options.depths = bool(network.config.encoder.get("blocks"))
     encoder = imagenet_encoder(options)
     check_provenance(network.config.encoder, encoder.provenance, str(options.run_dir))
     return np.asarray(network.encode(encoder.encode(picture[None]))[0])

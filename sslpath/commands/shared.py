@@ -91,6 +91,12 @@ def imagenet_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--input-px", type=count, default=224, help="tiles are resized to this (default 224)"
     )
+    p.add_argument(
+        "--depths",
+        action="store_true",
+        help="features of every depth of the encoder, not of its last layer only: what a head "
+        "learns best from; the ImageNet baseline is without",
+    )
 
 
 def imagenet_encoder(options: argparse.Namespace) -> "Encoder":
@@ -99,7 +105,13 @@ def imagenet_encoder(options: argparse.Namespace) -> "Encoder":
     from sslpath.imagenet import load_imagenet
 
     device = pick_device(getattr(options, "device", "auto"))
-    return load_imagenet(options.arch, options.imagenet_weights, options.input_px, device=device)
+    return load_imagenet(
+        options.arch,
+        options.imagenet_weights,
+        options.input_px,
+        depths=options.depths,
+        device=device,
+    )
 
 
 def report(failures: "list[Any] | pd.DataFrame", path: Path, what: str) -> int:

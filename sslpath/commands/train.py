@@ -18,7 +18,7 @@ from sslpath.commands.shared import (
     warn,
     whole,
 )
-from sslpath.errors import WeightsError
+from sslpath.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,6 +108,8 @@ def run(options: argparse.Namespace) -> int:
             feature_dim=features.shape[1],
             encoder=about,
         )
+    elif options.depths:
+        raise ConfigError("--depths is for a frozen trunk: leave it out, or --trunk.")
     elif model.trunk == "finetune":
         encoder = imagenet_encoder(options)
     _say_pairs(tiles, config.near_tiles, config.far_tiles)
@@ -161,6 +163,7 @@ def _frozen_features(
         # Named by what makes them, so that another encoder never overwrites a run's features.
         about = encoder.provenance
         name = f"features-{about['arch']}-{about['sha256'][:8]}-{about['input_px']}px"
+        name += "-depths" if "blocks" in about else ""
         folder = options.out / name
         say(f"ImageNet features go to {folder}; share them between runs with --features.")
         failed = embed_encoder(tiles, source, encoder, folder)

@@ -1,0 +1,125 @@
+"""Features of several depths: which blocks, what is pooled, and how a head weighs them."""
+
+import numpy as np
+import pytest
+import torch
+
+from sslpath.backbones import make_trunk
+from sslpath.depths import Depths
+from sslpath.errors import ConfigError, WeightsError
+from sslpath.imagenet import check_provenance, load_imagenet
+from sslpath.model import ModelConfig, SiameseNetwork, load_model, save_model
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return Depths(make_trunk("mobilenet_v2"))
+
+
+@pytest.mark.parametrize(
+    ("arch", "taps", "blocks"),
+    [
+        ("mobilenet_v2", ("1", "3", "6", "13"), (6, 32, 48, 64, 192, 1280)),
+        ("resnet50", ("relu", "layer1", "layer2", "layer3"), (6, 128, 512, 1024, 2048, 2048)),
+        ("efficientnet_b0", ("1", "2", "3", "5"), (6, 32, 48, 80, 224, 1280)),
+    ],
+)
+def test_one_block_of_each_size_is_tapped(arch, taps, blocks):
+    made = Depths(make_trunk(arch))
+    assert made.taps == taps
+    assert made.blocks == blocks
+
+
+@pytest.mark.parametrize("arch", ["vit_b_16", "swin_t"])
+def test_networks_without_maps_are_refused_by_name(arch):
+    with pytest.raises(ConfigError, match="no maps of features to pool; use it without depths"):
+        Depths(make_trunk(arch))
+
+
+def test_parts_are_the_pooled_pixels_the_blocks_and_what_the_trunk_says(network):
+    images = torch.rand(3, 3, 96, 96)
+    with torch.inference_mode():
+        parts = network(images).split(network.blocks, dim=1)
+        own = network.trunk(images)
+        x = images
+        for block in network.trunk.features[:4]:
+            x = block(x)
+    assert torch.allclose(parts[0][:, :3], images.mean((2, 3)), atol=1e-6)
+    assert torch.allclose(parts[0][:, 3:], images.std((2, 3)), atol=1e-6)
+    assert torch.allclose(parts[2], torch.cat([x.mean((2, 3)), x.std((2, 3))], 1), atol=1e-4)
+    assert torch.allclose(parts[-1], own, atol=1e-5)
+
+
+def test_nothing_is_kept_between_batches(network):
+    with torch.inference_mode():
+        first = network(torch.rand(2, 3, 64, 64))
+        network(torch.rand(1, 3, 96, 96))
+    assert network._seen == []
+    assert first.shape == (2, sum(network.blocks))
+
+
+def head_of(blocks):
+    about = {"arch": "any", "sha256": "0", "input_px": 224, "blocks": list(blocks)}
+    return SiameseNetwork(ModelConfig(arch="any", feature_dim=sum(blocks), encoder=about))
+
+
+def test_each_depth_is_equally_loud_however_long_and_large():
+    rng = np.random.default_rng(0)
+    blocks = (6, 40, 200)
+    x = np.hstack(
+        [rng.normal(3, s, (500, n)) for s, n in zip((0.01, 5.0, 300.0), blocks, strict=True)]
+    )
+    head = head_of(blocks)
+    head.fit_scale(torch.from_numpy(x.astype(np.float32)))
+    scaled = (torch.from_numpy(x.astype(np.float32)) - head.centre) / head.scale
+    energy = [part.square().sum(dim=1).mean().item() for part in scaled.split(blocks, dim=1)]
+    assert energy == pytest.approx([sum(blocks) / 3] * 3, rel=0.01)
+    assert scaled.square().mean().item() == pytest.approx(1, rel=0.01)
+
+
+def test_a_feature_that_never_changes_says_nothing():
+    x = torch.randn(50, 8)
+    x[:, 2] = 4.0
+    head = head_of((3, 5))
+    head.fit_scale(x)
+    scaled = (x + 100 - head.centre) / head.scale
+    assert scaled[:, 2].abs().max() == 0
+    assert torch.isfinite(scaled).all()
+
+
+def test_a_head_on_depths_survives_the_file(tmp_path):
+    head = head_of((3, 5)).eval()
+    head.fit_scale(torch.randn(50, 8))
+    save_model(head, tmp_path / "head.safetensors")
+    again = load_model(tmp_path / "head.safetensors")
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    assert np.array_equal(head.encode(x), again.encode(x))
+
+
+def test_blocks_that_do_not_fit_are_refused():
+    about = {"blocks": [3, 5]}
+    with pytest.raises(ConfigError, match="for a frozen trunk with as many features"):
+        SiameseNetwork(ModelConfig(arch="any", feature_dim=9, encoder=about))
+
+
+def test_features_of_the_last_layer_never_meet_a_head_on_depths():
+    about = {"arch": "resnet18", "sha256": "0", "input_px": 64}
+    check_provenance(about, dict(about), "run")
+    with pytest.raises(WeightsError, match="blocks"):
+        check_provenance({**about, "blocks": [3, 5]}, about, "run")
+    with pytest.raises(WeightsError, match="blocks"):
+        check_provenance(about, {**about, "blocks": [3, 5]}, "run")
+
+
+def test_an_encoder_with_depths_ends_in_the_features_without(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "resnet18.pth"
+    torch.save(make_trunk("resnet18").state_dict(), path)
+    plain = load_imagenet("resnet18", path, 64, precision="float32")
+    deep = load_imagenet("resnet18", path, 64, precision="float32", depths=True)
+    tiles = np.random.default_rng(0).integers(0, 256, (3, 50, 50, 3), dtype=np.uint8)
+    found = deep.encode(tiles)
+    assert found.shape == (3, deep.dim) == (3, 1542)
+    assert np.allclose(found[:, -512:], plain.encode(tiles), atol=1e-4)
+    assert deep.provenance["blocks"] == [6, 128, 128, 256, 512, 512]
