@@ -62,18 +62,22 @@ class TrainConfig:
             raise ConfigError("lr, margin and clip must be above 0, and warmup in 0..1.")
 
 
-def default_config(trunk: Trunk) -> TrainConfig:
+DEPTHS_STEPS, DEPTHS_DROPOUT = 400, 0.3
+
+
+def default_config(trunk: Trunk, *, depths: bool = False) -> TrainConfig:
     """Settings to start from: a head on frozen features, or a trunk that learns from pixels.
 
-    Those of the head are chosen on real tissue (``benchmarks/tune_head.py``). Those of the other
-    trunks are ordinary ones for AdamW that fit a GPU of 16 GB; they are not tuned.
+    Those of the head are chosen on real tissue (``benchmarks/tune_head.py``). A head on features of
+    several depths (``depths``) learns for longer, with dropout: there is more to memorise. Those of
+    the other trunks are ordinary ones for AdamW that fit a GPU of 16 GB; they are not tuned.
 
     Example:
         >>> default_config("frozen").slides_per_batch, default_config("finetune").slides_per_batch
         (32, 8)
     """
     if trunk == "frozen":
-        return TrainConfig()
+        return TrainConfig(steps=DEPTHS_STEPS) if depths else TrainConfig()
     return TrainConfig(
         slides_per_batch=8,
         tiles_per_slide=16,

@@ -83,7 +83,11 @@ def add(commands: "Commands") -> None:
     )
     p.add_argument("--margin", type=positive, help="margin of the contrastive loss")
     p.add_argument("--descriptor-dim", type=count, help="length of descriptors (default 128)")
-    p.add_argument("--steps", type=count, help="training steps (default 150; 5000 unless frozen)")
+    p.add_argument(
+        "--steps",
+        type=count,
+        help="training steps (default 150; 400 on features of several depths; 5000 unless frozen)",
+    )
     p.add_argument("--lr", type=positive, help="peak learning rate")
     p.add_argument("--slides-per-batch", type=count, help="slides in a batch")
     p.add_argument("--tiles-per-slide", type=count, help="tiles of each slide in a batch")
@@ -94,6 +98,7 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath train``."""
+    from sslpath.settings import DEPTHS_DROPOUT, DEPTHS_STEPS
     from sslpath.training import train
 
     tiles, source = open_table(options)
@@ -108,6 +113,9 @@ def run(options: argparse.Namespace) -> int:
             feature_dim=features.shape[1],
             encoder=about,
         )
+        if "blocks" in about:
+            model = replace(model, dropout=DEPTHS_DROPOUT)
+            config = replace(config, steps=options.steps or DEPTHS_STEPS)
     elif options.depths:
         raise ConfigError("--depths is for a frozen trunk: leave it out, or --trunk.")
     elif model.trunk == "finetune":
