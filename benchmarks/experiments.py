@@ -104,8 +104,8 @@ COMPARED = ("imagenet", "SimCLR", "instance discrimination", "spatial")  # other
 class Inputs:
     """Tiles of IDC, and features of them that are computed once and kept."""
 
-    def __init__(self, archive: Path, weights: Path, work: Path) -> None:
-        self.work, self.weights = work, weights
+    def __init__(self, archive: Path, weights: Path, work: Path, input_px: int = 224) -> None:
+        self.work, self.weights, self.input_px = work, weights, input_px
         work.mkdir(parents=True, exist_ok=True)
         self.tiles = idc_tiles(archive, progress=False)
         self.folds = self.tiles["patient_id"].map(fold).to_numpy()
@@ -115,7 +115,7 @@ class Inputs:
     def encoder(self) -> Encoder:
         """MobileNetV2 with features of every depth; its last 1280 are those of the last layer."""
         if self._encoder is None:
-            self._encoder = load_imagenet("mobilenet_v2", self.weights, depths=True)
+            self._encoder = load_imagenet("mobilenet_v2", self.weights, self.input_px, depths=True)
         return self._encoder
 
     def __getitem__(self, name: str) -> Floats:
@@ -211,13 +211,19 @@ def configs(inputs: Inputs, one: Setting, seed: int) -> tuple[TrainConfig, Model
 
 def spatial(inputs: Inputs, one: Setting, train_rows: Any, test: Any, seed: int) -> Floats:
     """The method: a head that learns from near and far pairs."""
+    return trained(inputs, one, test, seed).encode(inputs[one.features][test])
+
+
+def trained(inputs: Inputs, one: Setting, test: Any, seed: int) -> SiameseNetwork:
+    """The head of a fold; a finished run is read, not trained again."""
     tiles = inputs.tiles.copy()
-    tiles["split"] = np.where(train_rows, "train", "test")
-    x = inputs[one.features]
+    tiles["split"] = np.where(test, "test", "train")
     config, model = configs(inputs, one, seed)
-    run = inputs.work / "runs" / f"{one.features} {sorted(one.changes.items())} {seed} {test.sum()}"
-    head = train(tiles, config, model, run, features=x, device="cpu", progress=False)
-    return head.encode(x[test])
+    name = f"{one.features} {sorted(one.changes.items())} fold {inputs.folds[test][0]} seed {seed}"
+    return train(
+        tiles, config, model, inputs.work / "runs" / name,
+        features=inputs[one.features], device="cpu", progress=False,
+    )  # fmt: skip
 
 
 def own_views(inputs: Inputs, one: Setting, train_rows: Any, test: Any, seed: int) -> Floats:
@@ -226,7 +232,8 @@ def own_views(inputs: Inputs, one: Setting, train_rows: Any, test: Any, seed: in
     The same head, optimiser, steps and features a step as ``spatial``: half as many tiles, two
     views each.
     """
-    config, model = configs(inputs, replace(one, changes={}), seed)
+    changes = {k: v for k, v in one.changes.items() if k != "loss"}
+    config, model = configs(inputs, replace(one, changes=changes), seed)
     rows = np.flatnonzero(train_rows)
     views = torch.stack([torch.from_numpy(inputs.view(k)[rows]) for k in range(VIEWS)])
     torch.manual_seed(seed)
@@ -240,7 +247,7 @@ def own_views(inputs: Inputs, one: Setting, train_rows: Any, test: Any, seed: in
     for step in range(config.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, config)
-        some = rng.choice(patient.max() + 1, config.slides_per_batch, replace=False)
+        some = rng.permutation(patient.max() + 1)[: config.slides_per_batch]
         batch = np.concatenate(
             [rng.permutation(np.flatnonzero(patient == p))[: config.tiles_per_slide // 2]
              for p in some]
