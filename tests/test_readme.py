@@ -38,6 +38,36 @@ def test_every_mean_and_spread_of_the_idc_table_is_the_recorded_one() -> None:
             assert cell == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
+def recorded(method: str, metric: str) -> list[dict[str, object]]:
+    rows = read_results(ROOT / "data/results/experiments.json")
+    key = (method, metric, "IDC, five folds")
+    return [r for r in rows if (r["method"], r["metric"], r["data"]) == key]
+
+
+def test_every_number_of_the_experiments_is_the_recorded_one() -> None:
+    import numpy as np
+
+    for name in ("experiments", "gains"):
+        lines = [[c.strip() for c in line.split("|")[1:-1]] for line in table(name).splitlines()]
+        assert len(lines) > 4
+        for method, *cells in lines[2:]:
+            for metric, cell in zip(lines[0][1:], cells, strict=True):
+                rows = recorded(method, metric)
+                mean = {k: np.mean([r[k] for r in rows]) for k in ("value", "low", "high")}
+                sd = np.std([r["value"] for r in rows], ddof=1)
+                whole = f"{mean['value']:.3f} ± {sd:.3f}"
+                gain = f"{mean['value']:+.3f} [{mean['low']:+.3f}, {mean['high']:+.3f}]"
+                assert cell == (whole if name == "experiments" else gain), (method, metric)
+
+
+def test_near_pairs_beat_imagenet_and_generic_self_supervision_on_real_patients() -> None:
+    for rival in ("imagenet", "SimCLR", "instance discrimination"):
+        for metric in ("tumour_top1", "tumour_p_at_10", "knn_auc", "addr_global"):
+            rows = recorded(f"spatial - {rival}", metric)
+            assert len(rows) >= 2
+            assert min(r["low"] for r in rows) > 0, (rival, metric)
+
+
 def test_ours_beats_imagenet_for_every_seed_on_held_out_idc_patients() -> None:
     rows = read_results(ROOT / "data/results/idc.json")
     for metric in ("tumour_p_at_10", "knn_auc"):
