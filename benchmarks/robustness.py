@@ -19,9 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from experiments import SETTINGS, Inputs, configs, trained
+from experiments import SETTINGS
+from methods import configs, trained
 from numpy.typing import NDArray
 from PIL import Image
+from tile_sets import Inputs, idc
 
 from sslpath.augment import HED
 from sslpath.metrics import Score
@@ -84,10 +86,10 @@ def main() -> None:
     parser.add_argument("--imagenet-weights", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only-fold", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/experiments"))
+    parser.add_argument("--work", type=Path, default=Path("out/experiments/idc"))
     parser.add_argument("--out", type=Path, default=Path("data/results/robustness.json"))
     options = parser.parse_args()
-    inputs = Inputs(options.archive, options.imagenet_weights, options.work)
+    inputs = Inputs(idc(options.archive), options.imagenet_weights, options.work)
     test = inputs.folds == options.only_fold
     tiles = inputs.tiles[test]
     pixels = open_source(inputs.tiles).read(tiles)

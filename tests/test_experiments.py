@@ -2,50 +2,119 @@
 
 import io
 import zipfile
+from types import SimpleNamespace
 
 import experiments
+import methods
 import numpy as np
+import pandas as pd
 import pytest
 import robustness
+import tile_sets
 import torch
 from PIL import Image
-from pytorch_metric_learning.losses import NTXentLoss
+from pytorch_metric_learning.losses import NTXentLoss, TripletMarginLoss
 from safetensors.torch import save_file
 
 from sslpath.backbones import make_trunk
-from sslpath.model import pair_loss
-from sslpath.settings import TrainConfig
-from sslpath.table import fold
+from sslpath.model import contrastive_loss, pair_loss
+from sslpath.table import fold, make_table
 
 
 @pytest.fixture
-def batch():
-    """Descriptors of two views of twelve tiles of four patients."""
-    z = torch.nn.functional.normalize(torch.randn(24, 16), dim=1)
-    return z, torch.arange(12).remainder(4).repeat(2)
+def step():
+    """Two views of each of twelve tiles of four slides, three in a row on each."""
+    torch.manual_seed(0)
+    tile, x = torch.arange(12).repeat(2), torch.randn(24, 30)
+    slide, place = tile % 4, (tile // 4).double()[:, None]
+    distance = torch.cdist(place, place)
+    same = (slide[:, None] == slide) & (tile[:, None] != tile)
+    return methods.Step(
+        torch.nn.functional.normalize(torch.randn(24, 16), dim=1), x, tile, slide,
+        same & (distance <= 1), same & (distance > 1), distance, 1.2, torch.Generator(),
+    )  # fmt: skip
 
 
-def test_simclr_is_the_loss_of_pytorch_metric_learning(batch):
-    z, patient = batch
-    theirs = NTXentLoss(temperature=0.5)(z, torch.arange(12).repeat(2))
-    assert experiments.simclr(z, patient, TrainConfig()).item() == pytest.approx(theirs.item())
+def test_simclr_is_the_loss_of_pytorch_metric_learning(step):
+    theirs = NTXentLoss(temperature=0.5)(step.z, step.tile)
+    assert methods.simclr(step).item() == pytest.approx(theirs.item())
 
 
-def test_instance_discrimination_pairs_a_tile_with_its_own_view_alone(batch):
-    z, patient = batch
+def test_instance_discrimination_pairs_a_tile_with_its_own_view_alone(step):
     i, j = torch.triu_indices(24, 24, 1)
     own = (j - i) == 12
-    kept = own | (patient[i] == patient[j])
-    expected = pair_loss(z[i[kept]], z[j[kept]], own[kept], 1.2).total
-    found = experiments.instance_discrimination(z, patient, TrainConfig(margin=1.2))
-    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    kept = own | (step.slide[i] == step.slide[j])
+    expected = pair_loss(step.z[i[kept]], step.z[j[kept]], own[kept], 1.2).total
+    assert methods.instance_discrimination(step).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_info_nce_of_near_pairs_is_the_loss_of_pytorch_metric_learning(step):
+    a, p = torch.nonzero(step.near, as_tuple=True)
+    b, n = torch.nonzero(step.far, as_tuple=True)
+    keep = torch.isin(a, b)  # both ours and theirs leave out what has no far partner
+    theirs = NTXentLoss(temperature=0.2)(step.z, indices_tuple=(a[keep], p[keep], b, n))
+    # Theirs is a mean over pairs, ours over anchors; here every anchor has as many.
+    counts = step.near.sum(dim=1)[step.far.any(dim=1)]
+    assert len(set(counts.tolist())) == 1
+    assert methods.info_nce(step).item() == pytest.approx(theirs.item(), rel=1e-4)
+
+
+def test_triplets_are_those_of_pytorch_metric_learning(step):
+    # One near and one far partner each: nothing is left to chance.
+    first = step._replace(near=torch.zeros(24, 24, dtype=torch.bool), far=step.far.clone())
+    first.far[:] = False
+    a = torch.arange(8)
+    first.near[a, a + 8] = first.far[a, a + 16] = True
+    theirs = TripletMarginLoss(margin=1.2)
+    theirs.distance.normalize_embeddings, theirs.distance.power = False, 2
+    expected = theirs(first.z, indices_tuple=(a, a + 8, a + 16))
+    assert methods.triplet(first).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", methods.LOSSES)
+def test_every_loss_falls_when_it_is_followed(step, name):
+    torch.manual_seed(1)
+    raw = torch.randn(24, 16, requires_grad=True)
+    optimiser = torch.optim.SGD([raw], lr=0.5)
+    found = []
+    for _ in range(30):
+        z = torch.nn.functional.normalize(raw, dim=1)
+        loss = methods.LOSSES[name](step._replace(z=z, generator=torch.Generator().manual_seed(0)))
+        found.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert found[-1] < found[0] - 0.01
+
+
+def test_variants_differ_from_ours_in_what_they_say_alone(step):
+    ours = methods.near_and_far(step).item()
+    level = step._replace(distance=torch.zeros(24, 24))
+    assert methods.soft_near(level).item() == pytest.approx(ours, rel=1e-5)
+    one = step._replace(slide=torch.zeros(24, dtype=torch.long))
+    assert methods.far_of_any_slide(one).item() == pytest.approx(ours, rel=1e-6)
+    far = step.far | (step.slide[:, None] != step.slide)
+    expected = contrastive_loss(step.z, step.near, far, 1.2).total.item()
+    assert methods.far_of_any_slide(step).item() == pytest.approx(expected, rel=1e-6)
+    # Far pairs with the most alike features gone: the rest of the far part is what is left.
+    norms = torch.cdist(step.x, step.x).square()
+    kept = step.far & (norms > norms[step.far].quantile(0.2) + 1e-4)
+    assert 0.7 < kept.sum() / step.far.sum() < 0.9
+    expected = contrastive_loss(step.z, step.near, kept, 1.2).total.item()
+    assert methods.far_alike_dropped(step).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_tile_comes_as_two_different_views():
+    drawn = methods.drawn_views(2000, 5, True, np.random.default_rng(0)).numpy()
+    assert (drawn[:1000] != drawn[1000:]).all()
+    assert np.bincount(drawn).min() > 300
 
 
 def test_tiles_without_colour_differ_in_texture_alone():
     rng = np.random.default_rng(0)
     tile = rng.integers(0, 200, (1, 50, 50, 3), dtype=np.uint8)
     darker = (tile * 0.5 + 20).astype(np.uint8)
-    one, other = experiments.without_colour(np.concatenate([tile, darker])).astype(float)
+    one, other = tile_sets.without_colour(np.concatenate([tile, darker])).astype(float)
     assert np.ptp(one, axis=2).max() == 0
     assert abs(one - other).max() <= 3
     assert one.mean() == pytest.approx(170, abs=1)
@@ -88,14 +157,14 @@ def test_the_whole_run_in_miniature_goes_on_where_it_stopped(archive, tmp_path, 
     save_file(make_trunk("mobilenet_v2").state_dict(), weights)
     few = {"steps": 3}
     settings = {
-        "imagenet": experiments.Setting("plain", "last"),
-        "spatial": experiments.Setting("spatial", changes=few),
-        "SimCLR": experiments.Setting("own", changes={"loss": "simclr", **few}),
-        "imagenet, grey": experiments.Setting("plain", "grey last"),
+        "imagenet": methods.Setting("plain", "last"),
+        "spatial": methods.Setting("spatial", changes=few),
+        "SimCLR": methods.Setting("variant", changes={"loss": "SimCLR", **few}),
+        "imagenet, grey": methods.Setting("plain", "grey last"),
     }
     monkeypatch.setattr(experiments, "SETTINGS", settings)
-    monkeypatch.setattr(experiments, "VIEWS", 2)
-    inputs = experiments.Inputs(archive, weights, tmp_path / "work", input_px=32)
+    monkeypatch.setattr(methods, "VIEWS", 2)
+    inputs = tile_sets.Inputs(tile_sets.idc(archive), weights, tmp_path / "work", 32)
     rows = experiments.rows_of(inputs, list(settings), seed=0)
     found = {(r["method"], r["metric"], r["data"]) for r in rows}
     for data in ("IDC, five folds", "IDC, folds 0 and 1"):
@@ -117,11 +186,32 @@ def test_a_fold_never_learns_from_its_own_patients(archive, tmp_path, monkeypatc
             seen.append((train, test)) or np.ones((test.sum(), 2))
         ),
     )
-    monkeypatch.setitem(experiments.SETTINGS, "watched", experiments.Setting("plain"))
-    inputs = experiments.Inputs(archive, tmp_path, tmp_path / "work")
-    for test_fold in experiments.FOLDS:
+    monkeypatch.setitem(experiments.SETTINGS, "watched", methods.Setting("plain"))
+    inputs = tile_sets.Inputs(tile_sets.idc(archive), tmp_path, tmp_path / "work")
+    for test_fold in range(5):
         experiments.descriptors(inputs, "watched", test_fold, 0)
     patients = inputs.tiles["patient_id"].to_numpy()
     assert np.sum([test for _, test in seen], axis=0).tolist() == [1] * len(patients)
     for train, test in seen:
         assert not set(patients[train]) & set(patients[test])
+
+
+def test_folds_of_phantoms_share_no_stain_and_no_scanner(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(
+        tile_sets, "make_phantom",
+        lambda folder, slide_id, **fields: made.append(fields) or folder / f"{slide_id}.tif",
+    )  # fmt: skip
+    monkeypatch.setattr(tile_sets, "Slide", lambda path: SimpleNamespace(slide_id=path.stem))
+    ids = [f"phantom_{i:03d}" for i in range(12)]
+    table = make_table(
+        {"slide_id": ids, "x": 0, "y": 0, "size": 112, "slide_mpp": 0.5},
+        mpp=0.5, tile_px=112, source={},
+    )  # fmt: skip
+    monkeypatch.setattr(tile_sets, "tile_slides", lambda *args, **kwargs: (table, None))
+    found = tile_sets.phantoms(tmp_path, 12)
+    looks = pd.DataFrame(made)[["laboratory", "scanner"]].assign(fold=found.folds)
+    for what in ("laboratory", "scanner"):
+        assert looks[what].nunique() == {"laboratory": 6, "scanner": 3}[what]
+        assert len(looks[[what, "fold"]].drop_duplicates()) == looks[what].nunique()
+    assert set(found.folds) == {0, 1, 2}

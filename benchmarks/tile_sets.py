@@ -1,0 +1,151 @@
+"""The tiles that methods compete on, in folds that share no patient, and features of them.
+
+IDC: real tissue, five folds of patients. Phantoms: three folds, each of two laboratories and a
+scanner that no other fold has, so that a method meets stain and camera of the test slides there
+for the first time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sslpath.augment import Augmentation, augment
+from sslpath.datasets.idc import idc_tiles
+from sslpath.datasets.phantom import make_phantom, phantom_specs
+from sslpath.demo import FAR_TILES, MPP, NEAR_TILES, TILE_PX
+from sslpath.descriptors import rgb_features
+from sslpath.files import atomic_path
+from sslpath.imagenet import Encoder, load_imagenet
+from sslpath.settings import TrainConfig
+from sslpath.slides import Slide
+from sslpath.sources import open_source
+from sslpath.table import fold
+from sslpath.tiling import tile_slides
+
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+VIEWS = 5  # augmented views of each tile, for methods that learn from views
+PHANTOM_SEED = 2  # other slides than the demo's (0) and those its near distance was chosen on (1)
+PHANTOM_TILES = 240  # a slide
+
+
+@dataclass(frozen=True)
+class TileSet:
+    """Tiles in folds.
+
+    Attributes:
+        tiles: The table of tiles.
+        folds: The fold of each row; no patient is in two.
+        results: Names under which results are recorded, and the folds that each rests on.
+        near_tiles: Near pairs are at most so many tile widths apart.
+        far_tiles: Far pairs are farther apart than this.
+    """
+
+    tiles: pd.DataFrame
+    folds: NDArray[np.int64]
+    results: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    near_tiles: float = TrainConfig.near_tiles
+    far_tiles: float = TrainConfig.far_tiles
+
+
+def idc(archive: Path) -> TileSet:
+    """Five folds of IDC's patients; settings were chosen with folds 2, 3 and 4 alone."""
+    tiles = idc_tiles(archive, progress=False)
+    folds = tiles["patient_id"].map(fold).to_numpy(np.int64)
+    return TileSet(tiles, folds, {"IDC, five folds": (0, 1, 2, 3, 4), "IDC, folds 0 and 1": (0, 1)})
+
+
+def phantoms(folder: Path, slides: int = 30) -> TileSet:
+    """Three folds of phantom slides, each with two laboratories and a scanner of its own."""
+    made, folds = [], {}
+    specs = phantom_specs(slides, PHANTOM_SEED)
+    for i, spec in enumerate(tqdm(specs, "phantoms")):
+        group = i % 3
+        own = {"laboratory": 2 * group + i // 3 % 2, "scanner": group}
+        fields = {key: value for key, value in vars(spec).items() if key not in own}
+        made.append(Slide(make_phantom(folder, f"phantom_{i:03d}", **fields, **own)))
+        folds[made[-1].slide_id] = group
+    tiles, _ = tile_slides(
+        made, mpp=MPP, tile_px=TILE_PX, annotations_dir=folder, max_tiles=PHANTOM_TILES,
+        on_error="raise", progress=False,
+    )  # fmt: skip
+    name = "phantoms, stain and scanner held out"
+    of = tiles["slide_id"].map(folds).to_numpy(np.int64)
+    return TileSet(tiles, of, {name: (0, 1, 2)}, NEAR_TILES, FAR_TILES)
+
+
+class Inputs:
+    """A set of tiles, and features of them that are computed once and kept.
+
+    Args:
+        tile_set: The tiles.
+        weights: MobileNetV2's.
+        work: Where features are kept.
+        input_px: Side to which tiles are resized.
+    """
+
+    def __init__(self, tile_set: TileSet, weights: Path, work: Path, input_px: int = 224) -> None:
+        self.set, self.tiles, self.folds = tile_set, tile_set.tiles, tile_set.folds
+        self.work, self.weights, self.input_px = work, weights, input_px
+        work.mkdir(parents=True, exist_ok=True)
+        self._encoder: Encoder | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """MobileNetV2 with features of every depth; its last 1280 are those of the last layer."""
+        if self._encoder is None:
+            self._encoder = load_imagenet("mobilenet_v2", self.weights, self.input_px, depths=True)
+        return self._encoder
+
+    def __getitem__(self, name: str) -> Floats:
+        """Features ``rgb``, ``last``, ``depths``, ``grey last`` or ``grey depths``."""
+        if name == "rgb":
+            return self._kept("rgb", rgb_features)
+        change = without_colour if name.startswith("grey") else None
+        every = self.depths(name.removesuffix("last").removesuffix("depths") + "depths", change)
+        return every[:, -1280:] if name.endswith("last") else every
+
+    def depths(self, name: str, change: Callable[[Pixels], Pixels] | None = None) -> Floats:
+        """Features of all depths of the tiles, changed in some way or not."""
+        return self._kept(name, lambda x: self.encoder.encode(x if change is None else change(x)))
+
+    def view(self, k: int, kind: str = "view") -> Floats:
+        """The same of an augmented view of each tile; of a ``strong view`` also other scanners."""
+        generator = torch.Generator().manual_seed(1000 + k)
+        return self.depths(f"{kind} {k}", lambda x: augmented(x, generator, KINDS_OF_VIEW[kind]))
+
+    def _kept(self, name: str, compute: Callable[[Pixels], Floats]) -> Floats:
+        path = self.work / f"features {name}.npy"
+        if not path.exists():
+            source, parts = open_source(self.tiles), []
+            for start in tqdm(range(0, len(self.tiles), 128), f"features: {name}"):
+                parts.append(compute(source.read(self.tiles.iloc[start : start + 128])))
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.save(file, np.concatenate(parts))
+        features: Floats = np.load(path)
+        return features
+
+
+KINDS_OF_VIEW = {"view": Augmentation()}
+
+
+def augmented(
+    pixels: Pixels, generator: torch.Generator, settings: Augmentation | None = None
+) -> Pixels:
+    """One augmented view of each tile, uint8 ``(n, h, w, 3)``."""
+    views = augment(torch.from_numpy(pixels).permute(0, 3, 1, 2), generator, settings)
+    return (views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def without_colour(pixels: Pixels) -> Pixels:
+    """The tiles in grey, every one with the same mean and spread: neither stain nor density."""
+    grey = pixels.astype(np.float32).mean(axis=3, keepdims=True)
+    spread = grey.std(axis=(1, 2), keepdims=True)
+    grey = (grey - grey.mean(axis=(1, 2), keepdims=True)) / np.maximum(spread, 1.0)
+    return np.repeat((170 + 30 * grey).clip(0, 255).astype(np.uint8), 3, axis=3)
