@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from methods import KINDS, Setting
+from methods import KINDS, LOSSES, OF_VIEWS, Setting
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from tile_sets import Floats, Inputs, idc, phantoms
@@ -42,8 +42,15 @@ SETTINGS = {
     "rgb": Setting("plain", "rgb"),
     "spatial": Setting("spatial"),
     "spatial, last layer": Setting("spatial", "last"),
-    "instance discrimination": Setting("variant", changes={"loss": "instance discrimination"}),
-    "SimCLR": Setting("variant", changes={"loss": "SimCLR"}),
+    "spatial, views": Setting("spatial", changes={"views": "elsewhere"}),
+    "instance discrimination": Setting(
+        "variant", changes={"loss": "instance discrimination", "views": "view"}
+    ),
+    "SimCLR": Setting("variant", changes={"loss": "SimCLR", "views": "view"}),
+    "instance discrimination, elsewhere": Setting(
+        "variant", changes={"loss": "instance discrimination", "views": "elsewhere"}
+    ),
+    "SimCLR, elsewhere": Setting("variant", changes={"loss": "SimCLR", "views": "elsewhere"}),
     "imagenet, grey": Setting("plain", "grey last"),
     "spatial, grey": Setting("spatial", "grey depths"),
     "near 2": Setting("spatial", changes={"near_tiles": 2}),
@@ -63,9 +70,18 @@ SETTINGS = {
     "16 numbers": Setting("spatial", changes={"descriptor_dim": 16}),
     "64 numbers": Setting("spatial", changes={"descriptor_dim": 64}),
     "512 numbers": Setting("spatial", changes={"descriptor_dim": 512}),
+    **{
+        loss: Setting("variant", changes={"loss": loss})
+        for loss in LOSSES
+        if loss not in (*OF_VIEWS, "contrastive")
+    },
 }
-MAIN = tuple(SETTINGS)[:12]
-COMPARED = ("imagenet", "SimCLR", "instance discrimination", "spatial")  # others minus these
+MAIN = tuple(SETTINGS)[:15]
+# Others minus these, where they were run.
+COMPARED = (
+    *("imagenet", "SimCLR", "instance discrimination", "spatial"),
+    *("SimCLR, elsewhere", "instance discrimination, elsewhere"),
+)
 
 
 def descriptors(inputs: Inputs, name: str, test_fold: int, seed: int) -> Floats:
@@ -178,7 +194,7 @@ def main() -> None:
     tile_set = idc(options.path) if options.data == "idc" else phantoms(options.path)
     inputs = Inputs(tile_set, options.imagenet_weights, options.work / options.data)
     names = [name for name in SETTINGS if options.only is None or name in options.only]
-    names = list(dict.fromkeys([*(n for n in COMPARED if n in SETTINGS), *names]))
+    names = list(dict.fromkeys(["imagenet", "spatial", *names]))
     rows: list[dict[str, Any]] = []
     for seed in options.seeds:
         for name in tqdm(names, f"seed {seed}"):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
-from tile_sets import VIEWS, Floats, Inputs
+from tile_sets import Floats, Inputs
 from torch import Tensor
 
 from sslpath.batches import Batches
@@ -31,7 +31,8 @@ class Setting:
     Attributes:
         kind: How its descriptors come about: a key of `KINDS`.
         features: What goes in, see `tile_sets.Inputs`.
-        changes: Settings of training or of the head, and for a ``variant`` its ``loss``.
+        changes: Settings of training or of the head, for a ``variant`` its ``loss``, and a kind of
+            ``views``.
     """
 
     kind: str
@@ -97,9 +98,10 @@ def trained(inputs: Inputs, one: Setting, test: Mask, seed: int) -> SiameseNetwo
     tiles["split"] = np.where(test, "test", "train")
     config, model = configs(inputs, one, seed)
     name = f"{one.features} {sorted(one.changes.items())} fold {inputs.folds[test][0]} seed {seed}"
+    views = inputs.views(one.changes["views"]) if "views" in one.changes else []
     return train(
         tiles, config, model, inputs.work / "runs" / name,
-        features=inputs[one.features], device="cpu", progress=False,
+        features=inputs[one.features], views=views, device="cpu", progress=False,
     )  # fmt: skip
 
 
@@ -226,19 +228,18 @@ OF_VIEWS = ("SimCLR", "instance discrimination")  # these see each tile of a bat
 
 
 def variant(inputs: Inputs, one: Setting, train_rows: Mask, test: Mask, seed: int) -> Floats:
-    """Learn with another loss, or from augmented views.
+    """Learn with another loss.
 
     The same head, optimiser, steps and features a step as `spatial`; a method of two views takes
-    half as many tiles. With ``views`` each tile of a batch comes as one of its views, drawn anew.
+    half as many tiles.
     """
     changes = {k: v for k, v in one.changes.items() if k not in ("loss", "views")}
     config, model = configs(inputs, replace(one, changes=changes), seed)
     loss, twice = LOSSES[one.changes["loss"]], one.changes["loss"] in OF_VIEWS
-    kind = one.changes.get("views", "view" if twice else None)
     rows = np.flatnonzero(train_rows)
     tiles = inputs.tiles.iloc[rows].reset_index(drop=True)
     tiles.attrs = inputs.tiles.attrs
-    seen = [inputs[one.features]] if kind is None else [inputs.view(k, kind) for k in range(VIEWS)]
+    seen = inputs.views(one.changes["views"]) if twice else [inputs[one.features]]
     views = torch.stack([torch.from_numpy(each[rows]) for each in seen])
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)

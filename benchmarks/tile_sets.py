@@ -7,6 +7,7 @@ for the first time.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sslpath.augment import Augmentation, augment
+from sslpath.augment import ELSEWHERE, Augmentation, augment
 from sslpath.datasets.idc import idc_tiles
 from sslpath.datasets.phantom import make_phantom, phantom_specs
 from sslpath.demo import FAR_TILES, MPP, NEAR_TILES, TILE_PX
@@ -30,7 +31,6 @@ from sslpath.tiling import tile_slides
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
-VIEWS = 5  # augmented views of each tile, for methods that learn from views
 PHANTOM_SEED = 2  # other slides than the demo's (0) and those its near distance was chosen on (1)
 PHANTOM_TILES = 240  # a slide
 
@@ -115,10 +115,16 @@ class Inputs:
         """Features of all depths of the tiles, changed in some way or not."""
         return self._kept(name, lambda x: self.encoder.encode(x if change is None else change(x)))
 
-    def view(self, k: int, kind: str = "view") -> Floats:
-        """The same of an augmented view of each tile; of a ``strong view`` also other scanners."""
-        generator = torch.Generator().manual_seed(1000 + k)
-        return self.depths(f"{kind} {k}", lambda x: augmented(x, generator, KINDS_OF_VIEW[kind]))
+    def views(self, kind: str) -> list[Floats]:
+        """The same of augmented views of each tile; ``elsewhere`` means other scanners, too."""
+        settings, count = VIEWS[kind]
+        found = []
+        for k in range(count):
+            made = partial(
+                augmented, generator=torch.Generator().manual_seed(1000 + k), settings=settings
+            )
+            found.append(self.depths(f"{kind} {k}", made))
+        return found
 
     def _kept(self, name: str, compute: Callable[[Pixels], Floats]) -> Floats:
         path = self.work / f"features {name}.npy"
@@ -132,7 +138,7 @@ class Inputs:
         return features
 
 
-KINDS_OF_VIEW = {"view": Augmentation()}
+VIEWS = {"view": (Augmentation(), 5), "elsewhere": (ELSEWHERE, 4)}  # and how many of each tile
 
 
 def augmented(

@@ -1,16 +1,21 @@
-"""Augmentation of tiles: flips, right-angle turns, colour jitter, stain jitter.
+"""Augmentation of tiles: flips, right-angle turns, colour and stain jitter, other scanners.
 
 Each tile of a batch gets its own draw. Turns are by right angles only: tissue has no up or down,
 and no pixel is interpolated or padded. Stain jitter acts in optical density, where the amounts of
 haematoxylin and eosin add up (Beer-Lambert law), in the fixed basis of Ruifrok and Johnston 2001;
-it imitates other staining protocols without estimating the stains of a tile.
-What this module does not do: crops, blur, elastic deformation, stain estimation.
+it imitates other staining protocols without estimating the stains of a tile. Zoom, blur and JPEG
+imitate other scanners; they are off unless asked for, as in :data:`ELSEWHERE`.
+What this module does not do: crops, elastic deformation, stain estimation.
 """
 
+import math
 from dataclasses import dataclass
+from io import BytesIO
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 # Optical densities of haematoxylin, eosin and DAB (rows) in red, green and blue (columns);
@@ -34,6 +39,10 @@ class Augmentation:
         stain: Amounts of the stains are scaled by factors in ``1 -+ stain``.
         stain_shift: Amounts of the stains are shifted by up to this (optical density), less so the
             lighter a pixel is: white stays white.
+        zoom: Pixel sizes differ: magnified by ``exp(-zoom)`` to ``exp(zoom)`` about the middle,
+            what is then missing at the edge is mirrored.
+        blur: Half of the tiles lose focus: a Gaussian of up to this sigma, px.
+        jpeg: Half of the tiles are stored as JPEG of a quality from this to 95; 0 stores none.
     """
 
     flip: bool = True
@@ -43,8 +52,13 @@ class Augmentation:
     saturation: float = 0.1
     stain: float = 0.2
     stain_shift: float = 0.05
+    zoom: float = 0.0
+    blur: float = 0.0
+    jpeg: int = 0
 
 
+# A tile as other laboratories stain it and other scanners see it.
+ELSEWHERE = Augmentation(stain=0.3, zoom=0.18, blur=1.2, jpeg=25)
 NONE = Augmentation(False, False, 0, 0, 0, 0, 0)
 
 
@@ -69,13 +83,17 @@ def augment(
     settings = settings or Augmentation()
     images = turn(images, generator, flip=settings.flip, rotate=settings.rotate)
     floats = images.float() / 255
+    if settings.zoom:
+        floats = magnify(floats, generator, settings.zoom)
+    if settings.blur:
+        floats = defocus(floats, generator, settings.blur)
     if settings.stain or settings.stain_shift:
         floats = stain_jitter(floats, generator, settings.stain, settings.stain_shift)
     if settings.brightness or settings.contrast or settings.saturation:
         floats = colour_jitter(
             floats, generator, settings.brightness, settings.contrast, settings.saturation
         )
-    return floats
+    return recompress(floats, generator, settings.jpeg) if settings.jpeg else floats
 
 
 def turn(images: Tensor, generator: torch.Generator, *, flip: bool, rotate: bool) -> Tensor:
@@ -90,6 +108,47 @@ def turn(images: Tensor, generator: torch.Generator, *, flip: bool, rotate: bool
             part = images[chosen]
             part = part.flip(-1) if k >= 4 else part
             result[chosen] = torch.rot90(part, k % 4, dims=(-2, -1))
+    return result
+
+
+def magnify(images: Tensor, generator: torch.Generator, limit: float) -> Tensor:
+    """Magnify each tile about its middle by ``exp(-limit)`` to ``exp(limit)``, same size."""
+    factor = torch.exp(_symmetric(images, generator, limit, 1)).flatten()
+    theta = torch.zeros(len(images), 2, 3, device=images.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / factor
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    # Bicubic: bilinear would blur a tile even where it is hardly magnified.
+    seen = F.grid_sample(images, grid, "bicubic", "reflection", align_corners=False)
+    return seen.clamp(0, 1)
+
+
+def defocus(images: Tensor, generator: torch.Generator, limit: float) -> Tensor:
+    """Blur half of the tiles by a Gaussian whose sigma is uniform in 0 to ``limit`` px."""
+    sigma = torch.rand((len(images), 1), generator=generator) * limit
+    sigma = sigma.clamp(min=0.05) * (torch.rand((len(images), 1), generator=generator) < 0.5)
+    reach = min(math.ceil(3 * limit), images.shape[-1] - 1, images.shape[-2] - 1)
+    at = torch.arange(-reach, reach + 1)
+    kernel = torch.where(sigma > 0, torch.exp(-(at**2) / (2 * sigma.clamp(min=1e-3) ** 2)), at == 0)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)
+    kernel = kernel.to(images.device)[:, None]
+    b, c, h, w = images.shape
+    # Every channel of every tile is a group with a kernel of its own.
+    seen = F.pad(images.reshape(1, b * c, h, w), [reach] * 4, "reflect")
+    seen = F.conv2d(seen, kernel[..., None], groups=b * c)
+    return F.conv2d(seen, kernel[..., None, :], groups=b * c).reshape(b, c, h, w)
+
+
+def recompress(images: Tensor, generator: torch.Generator, lowest: int) -> Tensor:
+    """Store half of the tiles as JPEG of a quality from ``lowest`` to 95, and read them back."""
+    quality = torch.randint(lowest, 96, (len(images),), generator=generator).tolist()
+    chosen = torch.rand(len(images), generator=generator) < 0.5
+    result = images.clone()
+    for i in chosen.nonzero().flatten().tolist():
+        file = BytesIO()
+        pixels = (images[i] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu()
+        Image.fromarray(pixels.numpy()).save(file, "JPEG", quality=quality[i])
+        seen = torch.from_numpy(np.array(Image.open(file)))
+        result[i] = seen.permute(2, 0, 1).to(images.device) / 255
     return result
 
 

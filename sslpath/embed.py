@@ -5,6 +5,8 @@ provenance says what made it. Complete files of the same provenance are kept.
 """
 
 import json
+import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from sslpath.augment import ELSEWHERE, Augmentation, augment
 from sslpath.descriptor_files import (
     descriptor_path,
     load_slide,
@@ -49,6 +52,35 @@ def embed_encoder(
 ) -> pd.DataFrame:
     """Features of an ImageNet or a random encoder; returns the tiles that failed."""
     return compute(tiles, encoder.encode, source, folder, attrs=encoder.provenance, **reading)
+
+
+def embed_views(
+    tiles: pd.DataFrame,
+    source: TileSource,
+    encoder: Encoder,
+    folder: str | Path,
+    *,
+    augmentation: Augmentation = ELSEWHERE,
+    seed: int = 0,
+    **reading: Any,
+) -> pd.DataFrame:
+    """As :func:`embed_encoder`, of one augmented view of each tile.
+
+    A head that also learns from a few such folders (``views`` of :func:`sslpath.training.train`)
+    stays right when stain, focus, compression or pixel size change. What is drawn depends on the
+    pixels of a batch and on ``seed`` alone, so an interrupted call goes on with the same views.
+    """
+
+    def view(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        # PyTorch's generator on the CPU looks at 32 bits of its seed.
+        both = np.random.SeedSequence([seed, zlib.crc32(pixels.tobytes())]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(both[0]))
+        images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+        seen = (augment(images, generator, augmentation) * 255).round().to(torch.uint8)
+        return encoder.encode(seen.permute(0, 2, 3, 1).numpy())
+
+    about = {**encoder.provenance, "augmentation": asdict(augmentation), "view_seed": seed}
+    return compute(tiles, view, source, folder, attrs=about, **reading)
 
 
 def load_run(run: str | Path) -> tuple[SiameseNetwork, dict[str, Any]]:

@@ -13,6 +13,7 @@ import hashlib
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -70,6 +72,7 @@ def train(
     run_dir: str | Path,
     *,
     features: NDArray[np.float32] | None = None,
+    views: Sequence[NDArray[np.float32]] = (),
     source: TileSource | None = None,
     encoder: Encoder | None = None,
     progress: bool = True,
@@ -86,6 +89,10 @@ def train(
         model_config: What to train.
         run_dir: Folder of the run.
         features: With a frozen trunk, the features of each row of ``tiles``, ``(n, feature_dim)``.
+        views: With a frozen trunk, features of augmented views of the same rows, each
+            ``(n, feature_dim)``; see :func:`sslpath.embed.embed_views`. Half of the tiles of a
+            batch come as they are, the others as one of their views, drawn anew in each step: what
+            augmentation is for trunks that learn from pixels.
         source: Else, where to read the tiles' pixels.
         encoder: With ``finetune``, the weights to start from. With ``frozen``, the encoder that
             made the features, unless ``model_config.encoder`` says it: its provenance is stored.
@@ -107,8 +114,8 @@ def train(
     chosen = training_rows(tiles)
     part = tiles.iloc[chosen]
     part.attrs = tiles.attrs
-    known = _check_features(tiles, features, source, model_config)
-    known = None if known is None else known[chosen]
+    known = _check_features(tiles, features, views, source, model_config)
+    known = None if known is None else known[:, chosen]
     where = pick_device(device)
     run = Path(run_dir)
     claim(run, _settings(part, known, config, model_config))
@@ -188,7 +195,8 @@ def _loop(
         for group in optimiser.param_groups:
             group["lr"] = rate
         if on_device is not None:
-            x = on_device[torch.from_numpy(batch.positions).to(device)]
+            which = _drawn_views(len(on_device), len(batch.positions), generator)
+            x = on_device[which.to(device), torch.from_numpy(batch.positions).to(device)]
         else:
             assert batch.images is not None
             x = augment(batch.images.to(device), generator, config.augmentation)
@@ -227,6 +235,14 @@ def _loop(
             save_state(run, network, optimiser, done)
 
 
+def _drawn_views(views: int, n: int, generator: torch.Generator) -> Tensor:
+    """For each of n tiles 0, the tile as it is, with probability 1/2; else a view, 1 to views-1."""
+    if views == 1:
+        return torch.zeros(n, dtype=torch.long)
+    which = torch.randint(1, views, (n,), generator=generator)
+    return which * (torch.rand(n, generator=generator) < 0.5)
+
+
 def _as_it_is(batch: Any) -> Any:
     """Keep DataLoader from taking the batch apart."""
     return batch
@@ -254,7 +270,7 @@ def _start(
     """A network before its first step."""
     network = SiameseNetwork(model)
     if features is not None:
-        network.fit_scale(torch.from_numpy(features))
+        network.fit_scale(torch.from_numpy(features).flatten(0, 1))
     if network.trunk is not None and model.trunk == "finetune":
         if encoder is None or encoder.arch != model.arch:
             raise ConfigError(
@@ -279,10 +295,11 @@ def _optimiser(network: SiameseNetwork, config: TrainConfig) -> torch.optim.Adam
 def _check_features(
     tiles: pd.DataFrame,
     features: NDArray[np.float32] | None,
+    views: Sequence[NDArray[np.float32]],
     source: TileSource | None,
     model: ModelConfig,
 ) -> NDArray[np.float32] | None:
-    """The features of a frozen trunk as float32; None for the other trunks.
+    """The features of a frozen trunk and their views, (1 + views, n, d); None for other trunks.
 
     Raises:
         ConfigError: If the trunk does not get what it needs.
@@ -290,17 +307,22 @@ def _check_features(
     if model.trunk != "frozen":
         if source is None:
             raise ConfigError(f"The trunk `{model.trunk}` learns from pixels: pass `source`.")
+        if len(views):
+            raise ConfigError(
+                f"Views are for a frozen trunk; `{model.trunk}` augments tiles as it learns."
+            )
         return None
     if features is None:
         raise ConfigError("A frozen trunk learns from features: pass `features`, a row a tile.")
-    if features.shape != (len(tiles), model.feature_dim):
-        raise ConfigError(
-            f"The features have the shape {features.shape}; {len(tiles)} tiles and this model "
-            f"need ({len(tiles)}, {model.feature_dim})."
-        )
-    if not np.isfinite(features).all():
-        raise ConfigError("Some features are not finite; compute them again.")
-    return np.ascontiguousarray(features, np.float32)
+    for one in (features, *views):
+        if one.shape != (len(tiles), model.feature_dim):
+            raise ConfigError(
+                f"The features have the shape {one.shape}; {len(tiles)} tiles and this model "
+                f"need ({len(tiles)}, {model.feature_dim})."
+            )
+        if not np.isfinite(one).all():
+            raise ConfigError("Some features are not finite; compute them again.")
+    return np.stack([np.asarray(one, np.float32) for one in (features, *views)])
 
 
 def _settings(

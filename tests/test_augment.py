@@ -1,9 +1,28 @@
 """Augmentation: pixels move but do not change, white stays white, the same draw is the same."""
 
-import torch
-from torch import Tensor
+from dataclasses import replace
+from io import BytesIO
 
-from sslpath.augment import HED, NONE, Augmentation, augment, colour_jitter, stain_jitter, turn
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from sslpath.augment import (
+    ELSEWHERE,
+    HED,
+    NONE,
+    Augmentation,
+    augment,
+    colour_jitter,
+    defocus,
+    magnify,
+    recompress,
+    stain_jitter,
+    turn,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -146,3 +165,66 @@ def test_the_same_generator_state_gives_the_same_tiles_and_the_global_one_is_not
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def smooth(b: int = 40, side: int = 50) -> Tensor:
+    """Waves, floats in 0..1: tiles that survive being resampled."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    phase = torch.rand(b, 3, 1, 1, generator=seeded(1)) * 6
+    return 0.5 + 0.4 * torch.sin(x / 4 + phase) * torch.cos(y / 5 + phase)
+
+
+def test_magnifying_keeps_the_middle_and_spreads_about_it() -> None:
+    side = 51
+    at = (torch.arange(side) - 25).abs().float()
+    far = torch.maximum(at[:, None], at[None]) / 25  # distance from the middle
+    images = far.expand(200, 3, side, side).contiguous()
+    seen = magnify(images, seeded(), 0.2)
+    assert seen[:, :, 25, 25].max() < 0.05
+    # At half way out the value tells the factor: 0.5 / factor.
+    factors = 0.5 / seen[:, 0, 25, 25 + 12] * (12 / 12.5)
+    assert factors.min() > np.exp(-0.2) * 0.97
+    assert factors.max() < np.exp(0.2) * 1.03
+    assert factors.min() < 0.88
+    assert factors.max() > 1.14
+
+
+def test_blur_is_that_of_torchvision_for_half_of_the_tiles() -> None:
+    images = smooth()
+    seen = defocus(images, seeded(), 1.2)
+    sigma = torch.rand((40, 1), generator=(g := seeded())) * 1.2
+    blurred = torch.rand((40, 1), generator=g) < 0.5
+    assert 10 < blurred.sum() < 30
+    for i in range(40):
+        expected = images[i]
+        if blurred[i]:
+            expected = gaussian_blur(images[i], 9, max(float(sigma[i]), 0.05))
+        torch.testing.assert_close(seen[i], expected, atol=2e-4, rtol=0)
+
+
+def test_jpeg_is_that_of_pillow_for_half_of_the_tiles() -> None:
+    images = smooth()
+    seen = recompress(images, seeded(), 25)
+    quality = torch.randint(25, 96, (40,), generator=(g := seeded()))
+    stored = torch.rand(40, generator=g) < 0.5
+    assert 10 < stored.sum() < 30
+    for i in range(40):
+        expected = images[i]
+        if stored[i]:
+            pixels = (images[i] * 255).round().byte().permute(1, 2, 0).numpy()
+            buffer = BytesIO()
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=int(quality[i]))
+            expected = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1) / 255
+        # Two builds of libjpeg may round a grey level apart.
+        torch.testing.assert_close(seen[i], expected, atol=2.1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("part", ["zoom", "blur", "jpeg"])
+def test_each_part_of_elsewhere_acts_alone_and_repeats(part: str) -> None:
+    images = (smooth() * 255).byte()
+    alone = replace(NONE, **{part: getattr(ELSEWHERE, part)})
+    seen = augment(images, seeded(), alone)
+    assert not torch.equal(seen, images / 255)
+    assert torch.equal(seen, augment(images, seeded(), alone))
+    assert seen.min() >= 0
+    assert seen.max() <= 1

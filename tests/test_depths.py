@@ -1,14 +1,23 @@
 """Features of several depths: which blocks, what is pooled, and how a head weighs them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from sslpath import training
+from sslpath.augment import NONE
 from sslpath.backbones import make_trunk
 from sslpath.depths import Depths
+from sslpath.descriptors import read_descriptors
+from sslpath.embed import embed_views
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.imagenet import check_provenance, load_imagenet
 from sslpath.model import ModelConfig, SiameseNetwork, load_model, save_model
+from sslpath.settings import TrainConfig
+from sslpath.table import make_table
+from sslpath.training import _drawn_views, train
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +132,86 @@ def test_an_encoder_with_depths_ends_in_the_features_without(tmp_path):
     assert found.shape == (3, deep.dim) == (3, 1542)
     assert np.allclose(found[:, -512:], plain.encode(tiles), atol=1e-4)
     assert deep.provenance["blocks"] == [6, 128, 128, 256, 512, 512]
+
+
+def views_run(tmp_path, name, views, steps=6, **kwargs):
+    """Train a small head, features 0 for tiles as they are and 1, 2 ... for their views."""
+    rng = np.random.default_rng(0)
+    tiles = make_table(
+        {"slide_id": np.repeat(["a", "b"], 60), "x": np.tile(np.arange(60) * 50, 2), "y": 0,
+         "size": 50, "slide_mpp": 4.0}, mpp=4.0, tile_px=50, source={},
+    )  # fmt: skip
+    features = rng.normal(size=(120, 12)).astype(np.float32)
+    config = TrainConfig(steps=steps, checkpoint_every=2, log_every=2, near_tiles=3, far_tiles=9)
+    model = ModelConfig(arch="any", feature_dim=12)
+    return train(
+        tiles, config, model, tmp_path / name, features=features,
+        views=[features + k for k in range(1, views + 1)], device="cpu", progress=False, **kwargs,
+    )  # fmt: skip
+
+
+def test_half_of_the_tiles_come_as_they_are_and_the_others_as_any_view():
+    which = _drawn_views(5, 8000, torch.Generator().manual_seed(0))
+    counts = np.bincount(which.numpy(), minlength=5)
+    assert abs(counts[0] - 4000) < 150
+    assert all(abs(each - 1000) < 120 for each in counts[1:])
+    assert not _drawn_views(1, 10, torch.Generator()).any()
+
+
+def test_views_are_learned_from_and_an_interrupted_run_ends_the_same(tmp_path, monkeypatch):
+    with_views = views_run(tmp_path, "views", 2).state_dict()
+    without = views_run(tmp_path, "none", 0).state_dict()
+    assert not torch.equal(with_views["centre"], without["centre"])
+    assert not torch.equal(with_views["head.0.weight"], without["head.0.weight"])
+
+    # Killed before the last step of six: what is left is the state of step 4.
+    def killed(run, line):
+        if line["step"] == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "append_log", killed)
+        with pytest.raises(KeyboardInterrupt):
+            views_run(tmp_path, "killed", 2)
+    again = views_run(tmp_path, "killed", 2).state_dict()
+    assert all(torch.equal(with_views[key], again[key]) for key in again)
+    with pytest.raises(ConfigError, match="other settings"):
+        views_run(tmp_path, "views", 1)
+
+
+def test_views_that_do_not_fit_are_refused(tmp_path):
+    tiles = make_table(
+        {"slide_id": "a", "x": np.arange(4) * 50, "y": 0, "size": 50, "slide_mpp": 4.0},
+        mpp=4.0, tile_px=50, source={},
+    )  # fmt: skip
+    x = np.zeros((4, 12), np.float32)
+    model = ModelConfig(arch="any", feature_dim=12)
+    with pytest.raises(ConfigError, match=r"shape \(3, 12\)"):
+        train(tiles, TrainConfig(), model, tmp_path, features=x, views=[x[:3]])
+    scratch = ModelConfig(arch="resnet18", trunk="scratch")
+    with pytest.raises(ConfigError, match="augments tiles as it learns"):
+        train(tiles, TrainConfig(), scratch, tmp_path, source=object(), views=[x])
+
+
+def test_a_view_of_a_tile_is_seen_through_the_augmentation_and_comes_again(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "resnet18.pth"
+    torch.save(make_trunk("resnet18").state_dict(), path)
+    encoder = load_imagenet("resnet18", path, 64, precision="float32")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 50, 50, 3), dtype=np.uint8)
+    tiles = make_table(
+        {"slide_id": "a", "x": np.arange(6) * 50, "y": 0, "size": 50, "slide_mpp": 4.0},
+        mpp=4.0, tile_px=50, source={},
+    )  # fmt: skip
+    source = SimpleNamespace(read=lambda rows: pixels[rows["x"].to_numpy() // 50])
+    found = {}
+    for name, settings in {
+        "as it is": {"augmentation": NONE}, "0": {}, "again": {}, "1": {"seed": 1},
+    }.items():  # fmt: skip
+        failed = embed_views(tiles, source, encoder, tmp_path / name, progress=False, **settings)
+        assert not len(failed)
+        found[name] = read_descriptors(tmp_path / name, tiles)
+    assert np.allclose(found["as it is"], encoder.encode(pixels), atol=1e-5)
+    assert np.array_equal(found["0"], found["again"])
+    assert not np.allclose(found["0"], found["1"])
+    assert not np.allclose(found["0"], found["as it is"])

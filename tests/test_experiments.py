@@ -16,6 +16,7 @@ from PIL import Image
 from pytorch_metric_learning.losses import NTXentLoss, TripletMarginLoss
 from safetensors.torch import save_file
 
+from sslpath.augment import Augmentation
 from sslpath.backbones import make_trunk
 from sslpath.model import contrastive_loss, pair_loss
 from sslpath.table import fold, make_table
@@ -159,11 +160,11 @@ def test_the_whole_run_in_miniature_goes_on_where_it_stopped(archive, tmp_path, 
     settings = {
         "imagenet": methods.Setting("plain", "last"),
         "spatial": methods.Setting("spatial", changes=few),
-        "SimCLR": methods.Setting("variant", changes={"loss": "SimCLR", **few}),
+        "SimCLR": methods.Setting("variant", changes={"loss": "SimCLR", "views": "view", **few}),
         "imagenet, grey": methods.Setting("plain", "grey last"),
     }
     monkeypatch.setattr(experiments, "SETTINGS", settings)
-    monkeypatch.setattr(methods, "VIEWS", 2)
+    monkeypatch.setitem(tile_sets.VIEWS, "view", (Augmentation(), 2))
     inputs = tile_sets.Inputs(tile_sets.idc(archive), weights, tmp_path / "work", 32)
     rows = experiments.rows_of(inputs, list(settings), seed=0)
     found = {(r["method"], r["metric"], r["data"]) for r in rows}
