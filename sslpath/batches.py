@@ -60,13 +60,10 @@ class Batches(Dataset[Batch]):
         if self.source is not None:
             pixels, kept = read_what_can_be_read(self.source, self.tiles.iloc[positions])
             images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-        return Batch(
-            positions[kept],
-            images,
-            torch.from_numpy(near[np.ix_(kept, kept)]),
-            torch.from_numpy(far[np.ix_(kept, kept)]),
-            int((~kept).sum()),
-        )
+        if not kept.all():
+            positions, near, far = positions[kept], *(m[np.ix_(kept, kept)] for m in (near, far))
+        unread = int((~kept).sum())
+        return Batch(positions, images, torch.from_numpy(near), torch.from_numpy(far), unread)
 
 
 def read_what_can_be_read(

@@ -54,6 +54,15 @@ def embed_encoder(
     return compute(tiles, encoder.encode, source, folder, attrs=encoder.provenance, **reading)
 
 
+VIEWS = "views"  # inside a folder of features: folders 0, 1 ... of features of augmented views
+
+
+def view_folders(folder: str | Path) -> list[Path]:
+    """Folders with features of augmented views that belong to a folder of features, in order."""
+    found = (path for path in (Path(folder) / VIEWS).glob("*") if path.name.isdecimal())
+    return sorted(found, key=lambda path: int(path.name))
+
+
 def embed_views(
     tiles: pd.DataFrame,
     source: TileSource,

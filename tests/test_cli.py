@@ -520,3 +520,32 @@ def test_the_papers_preset_can_be_started_from_and_options_win(work: Path) -> No
     assert (config.pairs, config.near_tiles, config.far_tiles) == ("explicit", 8, 42)
     assert (model.arch, model.trunk, model.descriptor_dim) == ("resnet50", "finetune", 128)
     assert config.margin == 0.7
+
+
+def test_views_are_embedded_learned_from_and_must_be_of_the_same_encoder(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from sslpath.backbones import make_trunk
+
+    tiles, deep, weights = work / "tiles.parquet", tmp_path / "deep", tmp_path / "resnet18.pth"
+    torch.save(make_trunk("resnet18").state_dict(), weights)
+    encoder = ("--arch", "resnet18", "--input-px", 32, "--imagenet-weights", weights)
+    run("embed", tiles, "--encoder", "imagenet", *encoder, "--depths", "--views", 2, "--out", deep)
+    assert sorted(path.name for path in (deep / "views").iterdir()) == ["0", "1"]
+    near = ("--near-tiles", 2, "--far-tiles", 8, "--steps", 4)
+    run("train", tiles, "--features", deep, *near, "--out", tmp_path / "with")
+    assert "2 augmented views of each tile" in capsys.readouterr().out
+    ours = tmp_path / "ours"
+    run("embed", tiles, "--run", tmp_path / "with", "--features", deep, "--out", ours)
+    with h5py.File(ours / "phantom_000.h5") as file:
+        assert file["features"].shape[-1] == 128
+    (deep / "views" / "1" / "phantom_001.h5").unlink()
+    run("train", tiles, "--features", deep, *near, "--out", tmp_path / "torn", code=1)
+    assert "phantom_001.h5" in capsys.readouterr().err
+    shutil.rmtree(deep / "views" / "1")
+    run("embed", tiles, "--encoder", "imagenet", *encoder, "--out", deep / "views" / "1")
+    run("train", tiles, "--features", deep, *near, "--out", tmp_path / "other", code=1)
+    assert "views/1 was trained on" in capsys.readouterr().err
+    run("embed", tiles, "--encoder", "rgb", "--views", 1, "--out", tmp_path / "rgb", code=1)

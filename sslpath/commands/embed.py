@@ -16,6 +16,7 @@ from sslpath.commands.shared import (
     warn,
     whole,
 )
+from sslpath.errors import ConfigError
 
 if TYPE_CHECKING:
     from sslpath.commands.shared import Commands
@@ -48,6 +49,15 @@ def add(commands: "Commands") -> None:
         metavar="DIR",
         help="with --run and a frozen trunk: ImageNet features already computed",
     )
+    p.add_argument(
+        "--views",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="with --encoder imagenet: also features of N augmented views of each tile, into "
+        "OUT/views; `sslpath train` then learns to see through stain, focus, compression and "
+        "pixel size (4 are plenty; each costs as much as the features themselves)",
+    )
     imagenet_options(p)
     p.add_argument("--batch", type=count, default=128)
     p.add_argument("--seed", type=whole, default=0, help="of the random network")
@@ -63,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
     from sslpath.backbones import pick_device
     from sslpath.imagenet import random_encoder
 
+    if options.views and options.encoder != "imagenet":
+        raise ConfigError("--views is for --encoder imagenet: leave it out.")
     tiles, source = open_table(options)
     device, reading = (
         pick_device(options.device),
@@ -96,6 +108,10 @@ def run(options: argparse.Namespace) -> int:
             else imagenet_encoder(options)
         )
         failed = to.embed_encoder(tiles, source, encoder, options.out, **reading)
+        for k in range(options.views):
+            where = options.out / to.VIEWS / str(k)
+            say(f"augmented view {k + 1} of {options.views}, into {where}")
+            to.embed_views(tiles, source, encoder, where, seed=k, **reading)
     say(f"{options.out}: descriptors of {len(tiles) - len(failed):,} tiles")
     if len(failed):
         warn(f"{len(failed)} tiles failed; see {options.out / 'failed.csv'}")

@@ -69,7 +69,8 @@ def add(commands: "Commands") -> None:
         type=Path,
         metavar="DIR",
         help="frozen trunk: ImageNet features made by `sslpath embed --encoder "
-        "imagenet`; without it they are computed into the run folder",
+        "imagenet`; without it they are computed into the run folder. Views beside them "
+        "(`--views`) are learned from, too",
     )
     imagenet_options(p)
     p.add_argument(
@@ -104,8 +105,9 @@ def run(options: argparse.Namespace) -> int:
     tiles, source = open_table(options)
     config, model = _settings(options)
     features, encoder, code = None, None, 0
+    views: list[NDArray[np.float32]] = []
     if model.trunk == "frozen":
-        tiles, features, about, code = _frozen_features(options, tiles, source)
+        tiles, (features, *views), about, code = _frozen_features(options, tiles, source)
         model = replace(
             model,
             arch=about["arch"],
@@ -127,6 +129,7 @@ def run(options: argparse.Namespace) -> int:
         model,
         options.out,
         features=features,
+        views=views,
         source=source if features is None else None,
         encoder=encoder,
         device=options.device,
@@ -159,11 +162,13 @@ def _settings(options: argparse.Namespace) -> "tuple[TrainConfig, ModelConfig]":
 
 def _frozen_features(
     options: argparse.Namespace, tiles: "pd.DataFrame", source: "TileSource"
-) -> "tuple[pd.DataFrame, NDArray[np.float32], dict[str, Any], int]":
-    """The tiles that have ImageNet features, these, what made them, and an exit code."""
+) -> "tuple[pd.DataFrame, list[NDArray[np.float32]], dict[str, Any], int]":
+    """The tiles that have ImageNet features, these and their views, what made them, exit code."""
+    import numpy as np
+
     from sslpath.descriptors import read_descriptors
-    from sslpath.embed import embed_encoder, features_provenance
-    from sslpath.imagenet import IDENTITY
+    from sslpath.embed import VIEWS, embed_encoder, features_provenance, view_folders
+    from sslpath.imagenet import IDENTITY, check_provenance
 
     folder, code = options.features, 0
     if folder is None:
@@ -186,7 +191,14 @@ def _frozen_features(
             "are no features of an ImageNet encoder. Make some with `sslpath embed --encoder "
             "imagenet`."
         )
-    features, found = read_descriptors(folder, tiles, missing="drop")
+    folders = [folder, *view_folders(folder)]
+    for view in folders[1:]:
+        check_provenance(about, features_provenance(view, tiles), f"The view in {view}")
+    read = [read_descriptors(each, tiles, missing="drop") for each in folders]
+    found = np.logical_and.reduce([has for _, has in read])
+    features = [x[found[has]] for x, has in read]
+    if len(folders) > 1:
+        say(f"{len(folders) - 1} augmented views of each tile in {folder / VIEWS} are used, too")
     if not found.all():
         warn(f"{(~found).sum()} of {len(found)} tiles have no features and are left out")
     about = {key: value for key, value in about.items() if key not in ("mpp", "tile_px")}
