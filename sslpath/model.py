@@ -12,7 +12,7 @@ away after training.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,9 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sslpath.backbones import architecture, make_trunk, resolve_precision
+from sslpath.depths import Depths
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.files import atomic_path
-from sslpath.imagenet import prepare
+from sslpath.imagenet import Encoder, check_provenance, prepare
 
 HEADER = "sslpath_model"
 Trunk = Literal["frozen", "finetune", "scratch"]
@@ -66,10 +67,11 @@ class ModelConfig:
             )
         if not self.feature_dim:
             object.__setattr__(self, "feature_dim", architecture(self.arch).dim)
-        if self.trunk != "frozen" and self.feature_dim != architecture(self.arch).dim:
-            raise ConfigError(
-                f"{self.arch} has {architecture(self.arch).dim} features, not {self.feature_dim}."
-            )
+        blocks = self.encoder.get("blocks")
+        if self.trunk != "frozen" and not blocks:
+            dim = architecture(self.arch).dim
+            if self.feature_dim != dim:
+                raise ConfigError(f"{self.arch} has {dim} features, not {self.feature_dim}.")
         if min(self.feature_dim, self.descriptor_dim, self.hidden, self.input_px) < 1:
             raise ConfigError(f"Lengths and sizes must be at least 1: {self}.")
         if not 0 <= self.dropout < 1:
@@ -99,11 +101,13 @@ class SiameseNetwork(nn.Module):
         self.register_buffer("centre", torch.zeros(d))
         # One scale for all features, or one for each where they come from several depths.
         self.blocks = list(config.encoder.get("blocks") or [])
-        if self.blocks and (config.trunk != "frozen" or sum(self.blocks) != d):
+        if self.blocks and sum(self.blocks) != d:
             raise ConfigError(
-                f"Features of several depths {self.blocks} are for a frozen trunk with as many "
-                f"features, not for the trunk `{config.trunk}` with {d}."
+                f"Features of several depths {self.blocks} add up to {sum(self.blocks)} features, "
+                f"not to {d}."
             )
+        if self.trunk is not None and self.blocks:
+            self.trunk = Depths(self.trunk)
         self.register_buffer("scale", torch.ones(d) if self.blocks else torch.ones(()))
         self.centre: Tensor
         self.scale: Tensor
@@ -269,9 +273,48 @@ def collapse(descriptors: Tensor) -> dict[str, float]:
     return {"spread": float(total.sqrt()), "effective_rank": float(entropy.exp())}
 
 
-def save_model(network: SiameseNetwork, path: str | Path) -> None:
-    """Write a network as safetensors, its config as JSON in the header."""
+def whole(network: SiameseNetwork, encoder: Encoder) -> SiameseNetwork:
+    """Put a head and the frozen encoder that it was trained on into one network.
+
+    It turns pixels into the same descriptors as both in turn, and needs no other weights: the form
+    to hand on. Its trunk counts as ``finetune``: one could train it further.
+
+    Args:
+        network: With a frozen trunk.
+        encoder: The encoder of its features.
+
+    Raises:
+        WeightsError: If the head was trained on another encoder's features.
+    """
+    check_provenance(network.config.encoder, encoder.provenance, "The head")
+    made = SiameseNetwork(
+        replace(network.config, trunk="finetune", encoder=dict(encoder.provenance))
+    )
+    assert made.trunk is not None
+    made.trunk.load_state_dict(encoder.trunk.state_dict())
+    made.head.load_state_dict(network.head.state_dict())
+    made.centre.copy_(network.centre)
+    made.scale.copy_(network.scale)
+    return made.eval()
+
+
+def save_model(network: SiameseNetwork, path: str | Path, *, half: bool = False) -> None:
+    """Write a network as safetensors, its config as JSON in the header.
+
+    Args:
+        network: The network.
+        path: The file.
+        half: Store weights in 16 bits, half the size; reading makes them 32 bits again.
+
+    Raises:
+        WeightsError: If a weight is too large for 16 bits.
+    """
     state = {key: value.contiguous().cpu() for key, value in network.state_dict().items()}
+    if half:
+        small = {k: v.half() for k, v in state.items() if k not in ("centre", "scale")}
+        state |= {k: v for k, v in small.items() if state[k].is_floating_point()}
+        if any(not torch.isfinite(v).all() for k, v in state.items() if k != "scale"):
+            raise WeightsError("Some weights are too large for 16 bits; save with half=False.")
     with atomic_path(path) as temporary:
         save_file(state, temporary, {HEADER: json.dumps(asdict(network.config))})
 

@@ -14,7 +14,7 @@ from sslpath.descriptors import read_descriptors
 from sslpath.embed import embed_views
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.imagenet import check_provenance, load_imagenet
-from sslpath.model import ModelConfig, SiameseNetwork, load_model, save_model
+from sslpath.model import ModelConfig, SiameseNetwork, load_model, save_model, whole
 from sslpath.settings import TrainConfig
 from sslpath.table import make_table
 from sslpath.training import _drawn_views, train
@@ -108,7 +108,7 @@ def test_a_head_on_depths_survives_the_file(tmp_path):
 
 def test_blocks_that_do_not_fit_are_refused():
     about = {"blocks": [3, 5]}
-    with pytest.raises(ConfigError, match="for a frozen trunk with as many features"):
+    with pytest.raises(ConfigError, match="add up to 8 features"):
         SiameseNetwork(ModelConfig(arch="any", feature_dim=9, encoder=about))
 
 
@@ -215,3 +215,43 @@ def test_a_view_of_a_tile_is_seen_through_the_augmentation_and_comes_again(tmp_p
     assert np.array_equal(found["0"], found["again"])
     assert not np.allclose(found["0"], found["1"])
     assert not np.allclose(found["0"], found["as it is"])
+
+
+@pytest.mark.parametrize("depths", [False, True])
+def test_a_whole_network_says_of_pixels_what_encoder_and_head_say_in_turn(tmp_path, depths):
+    torch.manual_seed(0)
+    path = tmp_path / "mobilenet_v2.pth"
+    torch.save(make_trunk("mobilenet_v2").state_dict(), path)
+    encoder = load_imagenet("mobilenet_v2", path, 64, precision="float32", depths=depths)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 50, 50, 3), dtype=np.uint8)
+    features = encoder.encode(pixels)
+    config = ModelConfig(
+        arch="mobilenet_v2", feature_dim=encoder.dim, input_px=64, hidden=96,
+        encoder=encoder.provenance,
+    )  # fmt: skip
+    head = SiameseNetwork(config).eval()
+    head.fit_scale(torch.from_numpy(features))
+    one = whole(head, encoder)
+    assert np.allclose(one.encode(pixels), head.encode(features), atol=1e-5)
+    save_model(one, tmp_path / "whole.safetensors")
+    again = load_model(tmp_path / "whole.safetensors")
+    assert np.array_equal(again.encode(pixels), one.encode(pixels))
+    save_model(one, tmp_path / "half.safetensors", half=True)
+    small = load_model(tmp_path / "half.safetensors")
+    assert (small.encode(pixels) * one.encode(pixels)).sum(axis=1).min() > 0.999
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.52 * sizes[1]
+    other = load_imagenet("mobilenet_v2", path, 32, precision="float32", depths=depths)
+    with pytest.raises(WeightsError, match="another encoder"):
+        whole(head, other)
+    if depths:
+        assert sizes[0] < 5_000_000
+
+
+def test_weights_that_do_not_fit_into_16_bits_are_refused(tmp_path):
+    head = SiameseNetwork(ModelConfig(arch="any", feature_dim=4))
+    with torch.no_grad():
+        head.head[0].weight[0, 0] = 1e6
+    with pytest.raises(WeightsError, match="16 bits"):
+        save_model(head, tmp_path / "head.safetensors", half=True)
+    assert not (tmp_path / "head.safetensors").exists()
