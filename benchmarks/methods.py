@@ -97,7 +97,8 @@ def trained(inputs: Inputs, one: Setting, test: Mask, seed: int) -> SiameseNetwo
     tiles = inputs.tiles.copy()
     tiles["split"] = np.where(test, "test", "train")
     config, model = configs(inputs, one, seed)
-    name = f"{one.features} {sorted(one.changes.items())} fold {inputs.folds[test][0]} seed {seed}"
+    held = "+".join(map(str, np.unique(inputs.folds[test])))
+    name = f"{one.features} {sorted(one.changes.items())} fold {held} seed {seed}"
     views = inputs.views(one.changes["views"]) if "views" in one.changes else []
     return train(
         tiles, config, model, inputs.work / "runs" / name,

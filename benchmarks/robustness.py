@@ -1,12 +1,17 @@
 """How far a descriptor moves when the picture changes and the tissue does not; and the slide in it.
 
-    python benchmarks/robustness.py ARCHIVE --imagenet-weights FILE [--seed 0] [--only-fold 0]
+    python benchmarks/robustness.py ARCHIVE --imagenet-weights FILE [--seeds 0]
 
-Each test tile is changed as another laboratory or scanner would change it. Its twin, the tile as it
-was, stands among all tiles of the fold, its own patient's too: how often is the twin the nearest?
-And how many of a tile's ten nearest are of its own patient, where fewer are better? Shares with
-intervals over patients. The network is that of `benchmarks/experiments.py` for the same fold and
-seed, from the same --work.
+Each test tile is changed as another laboratory or scanner would change it, and looked for among the
+tiles of its fold as they were:
+
+- twin: how often is the tile itself, as it was, the nearest of all, its own patient's too?
+- p_at_10: as in the comparison, the share of tumour among the ten nearest of other patients.
+- own_patient: how many of the ten nearest of an unchanged tile are of its own patient, where fewer
+  are better.
+
+Shares with intervals over patients, five folds pooled. The networks are those of
+`benchmarks/experiments.py` for the same folds and seeds, from the same --work.
 """
 
 import argparse
@@ -23,14 +28,13 @@ from experiments import SETTINGS
 from methods import configs, trained
 from numpy.typing import NDArray
 from PIL import Image
-from tile_sets import Inputs, idc
+from tile_sets import Floats, Inputs, idc
 
 from sslpath.augment import HED
-from sslpath.metrics import Score
+from sslpath.metrics import Score, precision_at_k
 from sslpath.model import SiameseNetwork
 from sslpath.neighbours import neighbours, unit_length
 from sslpath.results import read_results, row, write_results
-from sslpath.sources import open_source
 
 Pixels = NDArray[np.uint8]
 
@@ -81,47 +85,18 @@ def share(values: NDArray[Any], patients: NDArray[Any]) -> Score:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("archive", type=Path)
     parser.add_argument("--imagenet-weights", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only-fold", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/experiments/idc"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--work", type=Path, default=Path("out/experiments"))
     parser.add_argument("--out", type=Path, default=Path("data/results/robustness.json"))
     options = parser.parse_args()
-    inputs = Inputs(idc(options.archive), options.imagenet_weights, options.work)
-    test = inputs.folds == options.only_fold
-    tiles = inputs.tiles[test]
-    pixels = open_source(inputs.tiles).read(tiles)
-    patients = tiles["patient_id"].to_numpy(str)
-
-    every = inputs["depths"]
-    scaler = SiameseNetwork(configs(inputs, SETTINGS["spatial"], options.seed)[1])
-    scaler.fit_scale(torch.from_numpy(every[~test]))
-    head = trained(inputs, SETTINGS["spatial"], test, options.seed)
-    methods: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
-        "imagenet": lambda x: x[:, -1280:],
-        "imagenet depths": lambda x: ((torch.from_numpy(x) - scaler.centre) / scaler.scale).numpy(),
-        "spatial": head.encode,
-    }
-    clean = {name: unit_length(of(every[test])) for name, of in methods.items()}
-    data = f"IDC, fold {options.only_fold}"
-    rows = []
-    for name, unit in clean.items():
-        itself = np.arange(len(unit))
-        found, _ = neighbours(unit, unit, itself, itself, 10)
-        rows.append(result(name, "own_patient", (patients[found] == patients[:, None]).mean(1),
-                           patients, options.seed, data))  # fmt: skip
-    sizes = np.unique(patients, return_inverse=True, return_counts=True)
-    chance = (sizes[2][sizes[1]] - 1) / (len(patients) - 1)
-    rows.append(result("chance", "own_patient", chance, patients, options.seed, data))
-    for change, make in CHANGES.items():
-        features = inputs.encoder.encode(make(pixels))
-        for name, of in methods.items():
-            found, _ = neighbours(unit_length(of(features)), clean[name], k=1)
-            right = found[:, 0] == np.arange(len(found))
-            rows.append(result(name, f"twin_{change}", right, patients, options.seed, data))
-            print(rows[-1]["method"], rows[-1]["metric"], f"{rows[-1]['value']:.3f}", flush=True)
+    inputs = Inputs(idc(options.archive), options.imagenet_weights, options.work / "idc")
+    changed = {name: inputs.depths(f"twin {name}", make) for name, make in CHANGES.items()}
+    rows = [row for seed in options.seeds for row in rows_of(inputs, changed, seed)]
     if options.out.exists():
         again = {(r["method"], r["metric"], r["seed"], r["data"]) for r in rows}
         old = read_results(options.out)
@@ -129,11 +104,59 @@ def main() -> None:
     write_results(options.out, rows)
 
 
-def result(
-    method: str, metric: str, values: NDArray[Any], patients: NDArray[Any], seed: int, data: str
-) -> dict[str, Any]:
+def rows_of(inputs: Inputs, changed: dict[str, Floats], seed: int) -> list[dict[str, Any]]:
+    """All measures of all methods, pooled over the folds."""
+    every, tiles = inputs["depths"], inputs.tiles
+    patients, labels = tiles["patient_id"].to_numpy(str), tiles["label"].to_numpy(int)
+    own: dict[str, Floats] = {"chance": np.empty(len(tiles), np.float32)}
+    right: dict[tuple[str, str], Floats] = {}
+    answers: dict[tuple[str, str], NDArray[Any]] = {}
+    for test_fold in np.unique(inputs.folds):
+        at = np.flatnonzero(inputs.folds == test_fold)
+        patient, label = patients[at], labels[at]
+        of = np.unique(patient, return_inverse=True, return_counts=True)
+        own["chance"][at] = (of[2][of[1]] - 1) / (len(at) - 1)
+        for name, describe in methods_of(inputs, inputs.folds == test_fold, seed).items():
+            clean, itself = unit_length(describe(every[at])), np.arange(len(at))
+            found, _ = neighbours(clean, clean, itself, itself, 10)
+            same = (patient[found] == patient[:, None]).mean(axis=1)
+            own.setdefault(name, np.empty(len(tiles), np.float32))[at] = same
+            for change, features in {"none": every, **changed}.items():
+                key, seen = (name, change), unit_length(describe(features[at]))
+                found, _ = neighbours(seen, clean, k=1)
+                right.setdefault(key, np.empty(len(tiles), np.float32))[at] = found[:, 0] == itself
+                found, _ = neighbours(seen, clean, patient, patient, 10)
+                answers.setdefault(key, np.empty((len(tiles), 10), int))[at] = label[found]
+    data = next(iter(inputs.set.results))
+    rows = [result(name, "own_patient", share(x, patients), seed, data) for name, x in own.items()]
+    for (name, change), found in answers.items():
+        score = precision_at_k(labels, found, patients)
+        rows.append(result(name, f"p_at_10_{change}", score, seed, data))
+        if change != "none":
+            score = share(right[name, change], patients)
+            rows.append(result(name, f"twin_{change}", score, seed, data))
+    return rows
+
+
+def methods_of(
+    inputs: Inputs, test: NDArray[np.bool_], seed: int
+) -> dict[str, Callable[[Floats], Floats]]:
+    """What turns features of all depths into descriptors, for each method."""
+    scaler = SiameseNetwork(configs(inputs, SETTINGS["spatial"], seed)[1])
+    scaler.fit_scale(torch.from_numpy(inputs["depths"][~test]))
+    heads = {
+        name: trained(inputs, SETTINGS[name], test, seed).encode
+        for name in ("spatial", "spatial, views")
+    }
+    return {
+        "imagenet": lambda x: x[:, -1280:],
+        "imagenet depths": lambda x: ((torch.from_numpy(x) - scaler.centre) / scaler.scale).numpy(),
+        **heads,
+    }
+
+
+def result(method: str, metric: str, score: Score, seed: int, data: str) -> dict[str, Any]:
     """A row."""
-    score = share(values, patients)
     low, high = score.interval() or (None, None)
     return row(method, metric, score.value, low, high, score.n, seed, data)
 

@@ -178,6 +178,38 @@ def test_the_whole_run_in_miniature_goes_on_where_it_stopped(archive, tmp_path, 
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.npy")} == kept
 
 
+def test_robustness_agrees_with_the_comparison_where_nothing_is_changed(
+    archive, tmp_path, monkeypatch
+):
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.safetensors"
+    save_file(make_trunk("mobilenet_v2").state_dict(), weights)
+    few = {"steps": 3}
+    settings = {
+        "imagenet": methods.Setting("plain", "last"),
+        "spatial": methods.Setting("spatial", changes=few),
+        "spatial, views": methods.Setting("spatial", changes={"views": "elsewhere", **few}),
+    }
+    monkeypatch.setattr(experiments, "SETTINGS", settings)
+    monkeypatch.setattr(robustness, "SETTINGS", settings)
+    monkeypatch.setitem(tile_sets.VIEWS, "elsewhere", (Augmentation(), 1))
+    inputs = tile_sets.Inputs(tile_sets.idc(archive), weights, tmp_path / "work", 32)
+    same = {"same": inputs["depths"], "stain": inputs.depths("twin stain", robustness.stain)}
+    rows = robustness.rows_of(inputs, same, 0)
+    found = {(r["method"], r["metric"]): r["value"] for r in rows}
+    for name in settings:
+        expected = experiments.scores(inputs, name, 0, range(5))["tumour_p_at_10"].value
+        assert found[name, "p_at_10_none"] == pytest.approx(expected)
+        assert found[name, "p_at_10_same"] == pytest.approx(expected)
+        assert found[name, "twin_same"] == 1
+        assert found[name, "twin_stain"] < 1
+        assert 0 < found[name, "own_patient"] < 1
+    assert found["chance", "own_patient"] == pytest.approx(
+        np.mean([7 / (8 * n - 1) for n in inputs.tiles.groupby(inputs.folds)["patient_id"].nunique()
+                 for _ in range(n)])
+    )  # fmt: skip
+
+
 def test_a_fold_never_learns_from_its_own_patients(archive, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setitem(
