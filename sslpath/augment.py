@@ -4,7 +4,7 @@ Each tile of a batch gets its own draw. Turns are by right angles only: tissue h
 and no pixel is interpolated or padded. Stain jitter acts in optical density, where the amounts of
 haematoxylin and eosin add up (Beer-Lambert law), in the fixed basis of Ruifrok and Johnston 2001;
 it imitates other staining protocols without estimating the stains of a tile. Zoom, blur and JPEG
-imitate other scanners; they are off unless asked for, as in :data:`ELSEWHERE`.
+imitate other scanners; they are off unless asked for, as in ``ELSEWHERE``.
 What this module does not do: crops, elastic deformation, stain estimation.
 """
 

@@ -127,12 +127,16 @@ class SiameseNetwork(nn.Module):
         depths (:mod:`sslpath.depths`) have nothing in common but the tile: each is scaled to the
         same spread, and each depth as a whole is made as loud as any other, however long.
         """
-        features = features.double()
-        self.centre.copy_(features.mean(dim=0))
-        scale = (features - features.mean(dim=0)).square().mean().sqrt()
+        # Part by part: all of a large data set would not fit into memory in 64 bits.
+        n = len(features)
+        parts = [features[i : i + 65_536] for i in range(0, n, 65_536)]
+        mean = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / n
+        squares = torch.stack([(part.double() - mean).square().sum(dim=0) for part in parts])
+        self.centre.copy_(mean)
+        scale = (squares.sum(dim=0).mean() / n).sqrt()
         self.scale.fill_(scale.item() or 1.0)
         if self.blocks:
-            spread = features.std(dim=0)
+            spread = (squares.sum(dim=0) / max(1, n - 1)).sqrt()
             # A feature that is the same everywhere says nothing: it stays at 0.
             spread[spread < 1e-6 * scale] = torch.inf
             lengths = torch.tensor(self.blocks, dtype=torch.float64)

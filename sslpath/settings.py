@@ -30,7 +30,7 @@ class TrainConfig:
         warmup: Share of the steps in which the rate rises from 0; then it falls as a cosine.
         clip: Largest L2 norm of the gradient.
         precision: ``auto``, ``float32`` or ``bfloat16``, for the trunk; the head is float32.
-        augmentation: Of tiles; features of a frozen trunk are not augmented.
+        augmentation: Of tiles that a trunk learns from; a frozen one has views, see ``train``.
         seed: Of everything random.
         checkpoint_every: Steps between two states to resume from.
         log_every: Steps between two lines of the log.

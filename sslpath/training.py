@@ -114,8 +114,10 @@ def train(
     chosen = training_rows(tiles)
     part = tiles.iloc[chosen]
     part.attrs = tiles.attrs
-    known = _check_features(tiles, features, views, source, model_config)
-    known = None if known is None else known[:, chosen]
+    _check_features(tiles, features, views, source, model_config)
+    known = None
+    if features is not None and model_config.trunk == "frozen":
+        known = np.stack([np.asarray(each[chosen], np.float32) for each in (features, *views)])
     where = pick_device(device)
     run = Path(run_dir)
     claim(run, _settings(part, known, config, model_config))
@@ -298,8 +300,8 @@ def _check_features(
     views: Sequence[NDArray[np.float32]],
     source: TileSource | None,
     model: ModelConfig,
-) -> NDArray[np.float32] | None:
-    """The features of a frozen trunk and their views, (1 + views, n, d); None for other trunks.
+) -> None:
+    """A frozen trunk learns from features and their views, another one from pixels.
 
     Raises:
         ConfigError: If the trunk does not get what it needs.
@@ -311,7 +313,7 @@ def _check_features(
             raise ConfigError(
                 f"Views are for a frozen trunk; `{model.trunk}` augments tiles as it learns."
             )
-        return None
+        return
     if features is None:
         raise ConfigError("A frozen trunk learns from features: pass `features`, a row a tile.")
     for one in (features, *views):
@@ -322,7 +324,6 @@ def _check_features(
             )
         if not np.isfinite(one).all():
             raise ConfigError("Some features are not finite; compute them again.")
-    return np.stack([np.asarray(one, np.float32) for one in (features, *views)])
 
 
 def _settings(

@@ -255,3 +255,12 @@ def test_weights_that_do_not_fit_into_16_bits_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="16 bits"):
         save_model(head, tmp_path / "head.safetensors", half=True)
     assert not (tmp_path / "head.safetensors").exists()
+
+
+def test_the_scale_of_a_large_data_set_is_found_part_by_part():
+    x = torch.randn(70_000, 8, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    head = head_of((3, 5))
+    head.fit_scale(x)
+    assert torch.allclose(head.centre, x.mean(dim=0), atol=1e-5)
+    share = torch.tensor([3 * 2 / 8] * 3 + [5 * 2 / 8] * 5).sqrt()
+    assert torch.allclose(head.scale, x.std(dim=0) * share, rtol=1e-5)

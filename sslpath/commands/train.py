@@ -196,7 +196,8 @@ def _frozen_features(
         check_provenance(about, features_provenance(view, tiles), f"The view in {view}")
     read = [read_descriptors(each, tiles, missing="drop") for each in folders]
     found = np.logical_and.reduce([has for _, has in read])
-    features = [x[found[has]] for x, has in read]
+    # Copied only where a tile is missing: views of a large data set fill the memory.
+    features = [x if found[has].all() else x[found[has]] for x, has in read]
     if len(folders) > 1:
         say(f"{len(folders) - 1} augmented views of each tile in {folder / VIEWS} are used, too")
     if not found.all():
