@@ -11,9 +11,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 METRICS = ["tumour_top1", "tumour_p_at_10", "knn_auc", "addr_global", "addr_median"]
 
 
-def table(name: str) -> str:
-    found = re.search(rf"<!-- {name} table -->\n(.*?)\n<!-- end -->", README, re.S)
-    assert found, f"the README has no table {name}"
+def table(name: str, text: str = README) -> str:
+    found = re.search(rf"<!-- {name} table -->\n(.*?)\n<!-- end -->", text, re.S)
+    assert found, f"there is no table {name}"
     return found[1].strip()
 
 
@@ -38,21 +38,24 @@ def test_every_mean_and_spread_of_the_idc_table_is_the_recorded_one() -> None:
             assert cell == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
-def recorded(method: str, metric: str) -> list[dict[str, object]]:
+IDC, HELD_OUT = "IDC, five folds", "phantoms, stain and scanner held out"
+
+
+def recorded(method: str, metric: str, data: str = IDC) -> list[dict[str, object]]:
     rows = read_results(ROOT / "data/results/experiments.json")
-    key = (method, metric, "IDC, five folds")
+    key = (method, metric, data)
     return [r for r in rows if (r["method"], r["metric"], r["data"]) == key]
 
 
 def test_every_number_of_the_experiments_is_the_recorded_one() -> None:
     import numpy as np
 
-    for name in ("experiments", "gains"):
+    for name, data in {"experiments": IDC, "gains": IDC, "held out": HELD_OUT}.items():
         lines = [[c.strip() for c in line.split("|")[1:-1]] for line in table(name).splitlines()]
         assert len(lines) > 4
         for method, *cells in lines[2:]:
             for metric, cell in zip(lines[0][1:], cells, strict=True):
-                rows = recorded(method, metric)
+                rows = recorded(method, metric, data)
                 mean = {k: np.mean([r[k] for r in rows]) for k in ("value", "low", "high")}
                 sd = np.std([r["value"] for r in rows], ddof=1)
                 whole = f"{mean['value']:.3f} ± {sd:.3f}"
@@ -61,11 +64,57 @@ def test_every_number_of_the_experiments_is_the_recorded_one() -> None:
 
 
 def test_near_pairs_beat_imagenet_and_generic_self_supervision_on_real_patients() -> None:
-    for rival in ("imagenet", "SimCLR", "instance discrimination"):
-        for metric in ("tumour_top1", "tumour_p_at_10", "knn_auc", "addr_global"):
-            rows = recorded(f"spatial - {rival}", metric)
-            assert len(rows) >= 2
-            assert min(r["low"] for r in rows) > 0, (rival, metric)
+    generic = ("SimCLR", "instance discrimination")
+    rivals = {
+        "spatial": ("imagenet", *generic),
+        "spatial, views": ("imagenet", *(f"{rival}, elsewhere" for rival in generic)),
+    }
+    for ours, theirs in rivals.items():
+        for rival in theirs:
+            for metric in ("tumour_top1", "tumour_p_at_10", "knn_auc", "addr_global"):
+                rows = recorded(f"{ours} - {rival}", metric)
+                assert len(rows) >= 2
+                assert min(r["low"] for r in rows) > 0, (ours, rival, metric)
+
+
+def test_every_number_of_the_changed_pictures_is_the_recorded_one() -> None:
+    rows = read_results(ROOT / "data/results/robustness.json")
+    found = {(r["method"], r["metric"]): r["value"] for r in rows if r["data"] == IDC}
+    lines = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in table("robustness").splitlines()
+    ]
+    assert len(lines) >= 4
+    for method, *cells in lines[2:]:
+        for metric, cell in zip(lines[0][1:], cells, strict=True):
+            key = metric if metric == "own_patient" else f"p_at_10_{metric}"
+            assert cell == f"{found[method, key]:.3f}"
+
+
+SHIPPED = ROOT / "data/models/idc"
+
+
+def test_the_model_card_says_what_was_measured_of_the_file_that_is_there() -> None:
+    rows = read_results(ROOT / "data/results/shipped.json")
+    card = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert table("shipped", card) == markdown_table(rows, METRICS)
+    (size,) = (r["value"] for r in rows if r["metric"] == "bytes")
+    assert (SHIPPED / "checkpoint.safetensors").stat().st_size == size < 5_000_000
+    for metric in ("tumour_top1", "tumour_p_at_10", "knn_auc", "addr_global"):
+        (gain,) = (r for r in rows if (r["method"], r["metric"]) == ("shipped - imagenet", metric))
+        assert gain["low"] > 0, metric
+
+
+def test_the_shipped_descriptor_needs_nothing_else() -> None:
+    import numpy as np
+
+    from sslpath.embed import load_run
+
+    network, about = load_run(SHIPPED)
+    tiles = np.random.default_rng(0).integers(0, 256, (3, 50, 50, 3), dtype=np.uint8)
+    found = network.encode(tiles)
+    assert found.shape == (3, 128)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert about["descriptor_dim"] == 128
 
 
 def test_ours_beats_imagenet_for_every_seed_on_held_out_idc_patients() -> None:
