@@ -53,7 +53,7 @@ SETTINGS = {
     "SimCLR, elsewhere": Setting("variant", changes={"loss": "SimCLR", "views": "elsewhere"}),
     "imagenet, grey": Setting("plain", "grey last"),
     "spatial, grey": Setting("spatial", "grey depths"),
-    "spatial, views, compact": Setting("spatial", changes={"views": "elsewhere", "hidden": 96}),
+    "spatial, views, hidden 96": Setting("spatial", changes={"views": "elsewhere", "hidden": 96}),
     "near 2": Setting("spatial", changes={"near_tiles": 2}),
     "near 4": Setting("spatial", changes={"near_tiles": 4}),
     "near 12": Setting("spatial", changes={"near_tiles": 12}),

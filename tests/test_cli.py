@@ -541,6 +541,10 @@ def test_views_are_embedded_learned_from_and_must_be_of_the_same_encoder(
     run("embed", tiles, "--run", tmp_path / "with", "--features", deep, "--out", ours)
     with h5py.File(ours / "phantom_000.h5") as file:
         assert file["features"].shape[-1] == 128
+    (deep / "views").rename(tmp_path / "views")
+    run("train", tiles, "--features", deep, *near, "--out", tmp_path / "without")
+    assert "with --views 4" in capsys.readouterr().out
+    (tmp_path / "views").rename(deep / "views")
     (deep / "views" / "1" / "phantom_001.h5").unlink()
     run("train", tiles, "--features", deep, *near, "--out", tmp_path / "torn", code=1)
     assert "phantom_001.h5" in capsys.readouterr().err

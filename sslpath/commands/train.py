@@ -200,6 +200,11 @@ def _frozen_features(
     features = [x if found[has].all() else x[found[has]] for x, has in read]
     if len(folders) > 1:
         say(f"{len(folders) - 1} augmented views of each tile in {folder / VIEWS} are used, too")
+    elif "blocks" in about:
+        say(
+            "Features of all depths hold stain and scanner, too. If slides of other laboratories "
+            f"are to come, run `sslpath embed` with --views 4 into {folder} first."
+        )
     if not found.all():
         warn(f"{(~found).sum()} of {len(found)} tiles have no features and are left out")
     about = {key: value for key, value in about.items() if key not in ("mpp", "tile_px")}
