@@ -148,11 +148,6 @@ def instance_discrimination(step: Step) -> Tensor:
     return contrastive_loss(step.z, near, far, step.margin).total
 
 
-def near_and_far(step: Step) -> Tensor:
-    """Our loss."""
-    return contrastive_loss(step.z, step.near, step.far, step.margin).total
-
-
 def far_of_any_slide(step: Step) -> Tensor:
     """Our loss, with the tiles of all other slides as far, too."""
     other = step.slide[:, None] != step.slide
@@ -216,7 +211,6 @@ def _info_nce(step: Step, negative: Tensor, temperature: float = 0.2) -> Tensor:
 LOSSES: dict[str, Callable[[Step], Tensor]] = {
     "SimCLR": simclr,
     "instance discrimination": instance_discrimination,
-    "contrastive": near_and_far,
     "far of any slide": far_of_any_slide,
     "soft near": soft_near,
     "far alike dropped": far_alike_dropped,

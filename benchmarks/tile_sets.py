@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sslpath.augment import ELSEWHERE, Augmentation, augment
+from sslpath.augment import ELSEWHERE, Augmentation, augment_pixels
 from sslpath.datasets.idc import idc_tiles
 from sslpath.datasets.phantom import make_phantom, phantom_specs
 from sslpath.demo import FAR_TILES, MPP, NEAR_TILES, TILE_PX
@@ -121,7 +121,7 @@ class Inputs:
         found = []
         for k in range(count):
             made = partial(
-                augmented, generator=torch.Generator().manual_seed(1000 + k), settings=settings
+                augment_pixels, generator=torch.Generator().manual_seed(1000 + k), settings=settings
             )
             found.append(self.depths(f"{kind} {k}", made))
         return found
@@ -139,14 +139,6 @@ class Inputs:
 
 
 VIEWS = {"view": (Augmentation(), 5), "elsewhere": (ELSEWHERE, 4)}  # and how many of each tile
-
-
-def augmented(
-    pixels: Pixels, generator: torch.Generator, settings: Augmentation | None = None
-) -> Pixels:
-    """One augmented view of each tile, uint8 ``(n, h, w, 3)``."""
-    views = augment(torch.from_numpy(pixels).permute(0, 3, 1, 2), generator, settings)
-    return (views * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def without_colour(pixels: Pixels) -> Pixels:

@@ -15,6 +15,7 @@ from io import BytesIO
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -94,6 +95,21 @@ def augment(
             floats, generator, settings.brightness, settings.contrast, settings.saturation
         )
     return recompress(floats, generator, settings.jpeg) if settings.jpeg else floats
+
+
+def augment_pixels(
+    pixels: NDArray[np.uint8], generator: torch.Generator, settings: Augmentation | None = None
+) -> NDArray[np.uint8]:
+    """As :func:`augment`, for tiles as they are read: uint8 ``(n, h, w, 3)`` in and out.
+
+    Example:
+        >>> tiles = np.full((2, 8, 8, 3), 200, np.uint8)
+        >>> augment_pixels(tiles, torch.Generator().manual_seed(0)).dtype
+        dtype('uint8')
+    """
+    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    seen = (augment(images, generator, settings) * 255).round().to(torch.uint8)
+    return seen.permute(0, 2, 3, 1).numpy()
 
 
 def turn(images: Tensor, generator: torch.Generator, *, flip: bool, rotate: bool) -> Tensor:

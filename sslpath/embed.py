@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from sslpath.augment import ELSEWHERE, Augmentation, augment
+from sslpath.augment import ELSEWHERE, Augmentation, augment_pixels
 from sslpath.descriptor_files import (
     descriptor_path,
     load_slide,
@@ -84,9 +84,7 @@ def embed_views(
         # PyTorch's generator on the CPU looks at 32 bits of its seed.
         both = np.random.SeedSequence([seed, zlib.crc32(pixels.tobytes())]).generate_state(1)
         generator = torch.Generator().manual_seed(int(both[0]))
-        images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-        seen = (augment(images, generator, augmentation) * 255).round().to(torch.uint8)
-        return encoder.encode(seen.permute(0, 2, 3, 1).numpy())
+        return encoder.encode(augment_pixels(pixels, generator, augmentation))
 
     about = {**encoder.provenance, "augmentation": asdict(augmentation), "view_seed": seed}
     return compute(tiles, view, source, folder, attrs=about, **reading)

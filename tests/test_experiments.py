@@ -89,7 +89,7 @@ def test_every_loss_falls_when_it_is_followed(step, name):
 
 
 def test_variants_differ_from_ours_in_what_they_say_alone(step):
-    ours = methods.near_and_far(step).item()
+    ours = contrastive_loss(step.z, step.near, step.far, 1.2).total.item()
     level = step._replace(distance=torch.zeros(24, 24))
     assert methods.soft_near(level).item() == pytest.approx(ours, rel=1e-5)
     one = step._replace(slide=torch.zeros(24, dtype=torch.long))
@@ -152,10 +152,18 @@ def archive(tmp_path):
     return path
 
 
-def test_the_whole_run_in_miniature_goes_on_where_it_stopped(archive, tmp_path, monkeypatch):
+@pytest.fixture
+def weights(tmp_path):
+    """Random weights of MobileNetV2."""
     torch.manual_seed(0)
-    weights = tmp_path / "weights.safetensors"
-    save_file(make_trunk("mobilenet_v2").state_dict(), weights)
+    path = tmp_path / "weights.safetensors"
+    save_file(make_trunk("mobilenet_v2").state_dict(), path)
+    return path
+
+
+def test_the_whole_run_in_miniature_goes_on_where_it_stopped(
+    archive, weights, tmp_path, monkeypatch
+):
     few = {"steps": 3}
     settings = {
         "imagenet": methods.Setting("plain", "last"),
@@ -179,11 +187,8 @@ def test_the_whole_run_in_miniature_goes_on_where_it_stopped(archive, tmp_path, 
 
 
 def test_robustness_agrees_with_the_comparison_where_nothing_is_changed(
-    archive, tmp_path, monkeypatch
+    archive, weights, tmp_path, monkeypatch
 ):
-    torch.manual_seed(0)
-    weights = tmp_path / "weights.safetensors"
-    save_file(make_trunk("mobilenet_v2").state_dict(), weights)
     few = {"steps": 3}
     settings = {
         "imagenet": methods.Setting("plain", "last"),

@@ -202,8 +202,9 @@ def _frozen_features(
         say(f"{len(folders) - 1} augmented views of each tile in {folder / VIEWS} are used, too")
     elif "blocks" in about:
         say(
-            "Features of all depths hold stain and scanner, too. If slides of other laboratories "
-            f"are to come, run `sslpath embed` with --views 4 into {folder} first."
+            "Features of all depths gained nothing on phantoms of other stains and scanners unless "
+            "views were learned from. If such slides are to come, run `sslpath embed` with "
+            f"--views 4 into {folder} first."
         )
     if not found.all():
         warn(f"{(~found).sum()} of {len(found)} tiles have no features and are left out")
