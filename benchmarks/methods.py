@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sslpath.batches import Batches
 from sslpath.model import ModelConfig, SiameseNetwork, contrastive_loss
-from sslpath.settings import DEPTHS_DROPOUT, TrainConfig, default_config
+from sslpath.settings import TrainConfig, default_config, default_dropout
 from sslpath.training import learning_rate, train
 
 Mask = NDArray[np.bool_]
@@ -68,10 +68,10 @@ def scaled(inputs: Inputs, one: Setting, train_rows: Mask, test: Mask, seed: int
 
 def configs(inputs: Inputs, one: Setting, seed: int) -> tuple[TrainConfig, ModelConfig]:
     """Settings of training and of the head."""
-    deep = one.features.endswith("depths")
+    deep, views = one.features.endswith("depths"), "views" in one.changes
     about = {k: v for k, v in inputs.encoder.provenance.items() if deep or k != "blocks"}
     config = replace(
-        default_config("frozen", depths=deep),
+        default_config("frozen", depths=deep, views=views),
         near_tiles=inputs.set.near_tiles,
         far_tiles=inputs.set.far_tiles,
         seed=seed,
@@ -79,7 +79,7 @@ def configs(inputs: Inputs, one: Setting, seed: int) -> tuple[TrainConfig, Model
     model = ModelConfig(
         arch=inputs.encoder.arch,
         feature_dim=inputs[one.features].shape[1],
-        dropout=DEPTHS_DROPOUT if deep else 0.0,
+        dropout=default_dropout(depths=deep, views=views),
         encoder=about,
     )
     of_training = {k: v for k, v in one.changes.items() if hasattr(config, k)}
@@ -234,7 +234,9 @@ def variant(inputs: Inputs, one: Setting, train_rows: Mask, test: Mask, seed: in
     rows = np.flatnonzero(train_rows)
     tiles = inputs.tiles.iloc[rows].reset_index(drop=True)
     tiles.attrs = inputs.tiles.attrs
-    seen = inputs.views(one.changes["views"]) if twice else [inputs[one.features]]
+    seen = inputs.views(one.changes["views"]) if "views" in one.changes else []
+    if not twice:
+        seen = [inputs[one.features], *seen]
     views = torch.stack([torch.from_numpy(each[rows]) for each in seen])
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -271,9 +273,13 @@ def variant(inputs: Inputs, one: Setting, train_rows: Mask, test: Mask, seed: in
 
 
 def drawn_views(n: int, views: int, twice: bool, rng: np.random.Generator) -> Tensor:
-    """Which view of each tile; if ``twice``, the second half shows the first's tiles otherwise."""
+    """Which view of each tile; if ``twice``, the second half shows the first's tiles otherwise.
+
+    Otherwise half of the tiles come as they are, as in `sslpath.training.train`.
+    """
     first = rng.integers(views, size=n // 2 if twice else n)
     if not twice:
+        first = rng.integers(1, views, size=n) * (rng.random(n) < 0.5) if views > 1 else 0 * first
         return torch.from_numpy(first)
     second = (first + rng.integers(1, views, size=n // 2)) % views
     return torch.from_numpy(np.concatenate([first, second]))

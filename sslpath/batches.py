@@ -40,14 +40,16 @@ class Batches(Dataset[Batch]):
             near_um=near_um,
             far_um=far_um,
             slides_per_batch=config.slides_per_batch,
-            tiles_per_slide=config.tiles_per_slide,
+            # The other places are for twins.
+            tiles_per_slide=config.tiles_per_slide - round(config.twins * config.tiles_per_slide),
         )
         self.tiles, self.config, self.source = tiles, config, source
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.config.seed, step])
         if self.config.pairs == "explicit":
-            n = max(1, self.config.slides_per_batch * self.config.tiles_per_slide // 3)
+            tiles = self.config.slides_per_batch * self.sampler.tiles_per_slide
+            n = max(1, tiles // 3)
             pairs = self.sampler.index.sample(n, rng)
             positions = np.concatenate([pairs.anchor, pairs.near, pairs.far])
             near, far = np.zeros((2, 3 * n, 3 * n), bool)

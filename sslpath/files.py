@@ -12,6 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+# Read once, as reading it sets it, and other threads may be writing files.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
@@ -32,6 +36,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
         temporary.replace(target)
     finally:
         with suppress(FileNotFoundError):

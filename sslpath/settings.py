@@ -25,6 +25,10 @@ class TrainConfig:
         steps: Batches to train on.
         slides_per_batch: Slides in a batch.
         tiles_per_slide: Tiles of each; with explicit pairs, the product counts all tiles.
+        twins: Share of a batch's places that show a tile of it again, in another view (0 to 0.5).
+            The two are pulled together as near pairs are: what only tells views apart, such as
+            stain, blur or scale, is unlearned.
+        twin_weight: Of their mean squared distance in the loss; near pairs have 1.
         lr: Peak learning rate.
         weight_decay: Of AdamW, on matrices only.
         warmup: Share of the steps in which the rate rises from 0; then it falls as a cosine.
@@ -43,6 +47,8 @@ class TrainConfig:
     steps: int = 150
     slides_per_batch: int = 32
     tiles_per_slide: int = 32
+    twins: float = 0.0
+    twin_weight: float = 0.3
     lr: float = 1e-4
     weight_decay: float = 1e-2
     warmup: float = 0.05
@@ -60,24 +66,29 @@ class TrainConfig:
             raise ConfigError("steps, checkpoint_every and log_every must be at least 1.")
         if not (self.lr > 0 and self.margin > 0 and self.clip > 0 and 0 <= self.warmup < 1):
             raise ConfigError("lr, margin and clip must be above 0, and warmup in 0..1.")
+        if not (0 <= self.twins <= 0.5 and self.twin_weight >= 0):
+            raise ConfigError("twins must be in 0..0.5, and twin_weight not below 0.")
 
 
-DEPTHS_STEPS, DEPTHS_DROPOUT = 400, 0.3
+DEPTHS_STEPS, DEPTHS_DROPOUT, DEPTHS_TWINS = 400, 0.3, 0.2
 
 
-def default_config(trunk: Trunk, *, depths: bool = False) -> TrainConfig:
+def default_config(trunk: Trunk, *, depths: bool = False, views: bool = False) -> TrainConfig:
     """Settings to start from: a head on frozen features, or a trunk that learns from pixels.
 
     Those of the head are chosen on real tissue (``benchmarks/tune_head.py``). A head on features of
-    several depths (``depths``) learns for longer, with dropout: there is more to memorise. Those of
-    the other trunks are ordinary ones for AdamW that fit a GPU of 16 GB; they are not tuned.
+    several depths (``depths``) learns for longer: there is more to learn. If it learns from
+    augmented ``views`` of them as well, some tiles of a batch come as twins. Those of the other
+    trunks are ordinary ones for AdamW that fit a GPU of 16 GB; they are not tuned.
 
     Example:
         >>> default_config("frozen").slides_per_batch, default_config("finetune").slides_per_batch
         (32, 8)
     """
     if trunk == "frozen":
-        return TrainConfig(steps=DEPTHS_STEPS) if depths else TrainConfig()
+        if not depths:
+            return TrainConfig()
+        return TrainConfig(steps=DEPTHS_STEPS, twins=DEPTHS_TWINS if views else 0.0)
     return TrainConfig(
         slides_per_batch=8,
         tiles_per_slide=16,
@@ -85,6 +96,16 @@ def default_config(trunk: Trunk, *, depths: bool = False) -> TrainConfig:
         lr=1e-4 if trunk == "finetune" else 1e-3,
         checkpoint_every=250,
     )
+
+
+def default_dropout(*, depths: bool = False, views: bool = False) -> float:
+    """Dropout of a head: for features of several depths without views, which it could memorise.
+
+    Example:
+        >>> default_dropout(depths=True), default_dropout(depths=True, views=True)
+        (0.3, 0.0)
+    """
+    return DEPTHS_DROPOUT if depths and not views else 0.0
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def train(
         views: With a frozen trunk, features of augmented views of the same rows, each
             ``(n, feature_dim)``; see :func:`sslpath.embed.embed_views`. Half of the tiles of a
             batch come as they are, the others as one of their views, drawn anew in each step: what
-            augmentation is for trunks that learn from pixels.
+            augmentation is for trunks that learn from pixels. Twins (``config.twins``) come in yet
+            another view, or as they are if their first was one.
         source: Else, where to read the tiles' pixels.
         encoder: With ``finetune``, the weights to start from. With ``frozen``, the encoder that
             made the features, unless ``model_config.encoder`` says it: its provenance is stored.
@@ -115,6 +116,8 @@ def train(
     part = tiles.iloc[chosen]
     part.attrs = tiles.attrs
     _check_features(tiles, features, views, source, model_config)
+    if config.twins and model_config.trunk == "frozen" and not len(views):
+        raise ConfigError("Twins of a frozen trunk are views: pass `views`, or set `twins` to 0.")
     known = None
     if features is not None and model_config.trunk == "frozen":
         known = np.stack([np.asarray(each[chosen], np.float32) for each in (features, *views)])
@@ -196,30 +199,36 @@ def _loop(
         rate = learning_rate(step, config)
         for group in optimiser.param_groups:
             group["lr"] = rate
+        tiles = len(batch.positions)
+        twins = _drawn_twins(tiles, config.twins, generator)
+        places = torch.cat([torch.arange(tiles), twins])
         if on_device is not None:
-            which = _drawn_views(len(on_device), len(batch.positions), generator)
-            x = on_device[which.to(device), torch.from_numpy(batch.positions).to(device)]
+            which = _drawn_views(len(on_device), tiles, twins, generator)
+            x = on_device[which.to(device), torch.from_numpy(batch.positions)[places].to(device)]
         else:
             assert batch.images is not None
-            x = augment(batch.images.to(device), generator, config.augmentation)
+            x = augment(batch.images[places].to(device), generator, config.augmentation)
         with _autocast(network, config):
             descriptors = network(x)
-        near, far = batch.near.to(device), batch.far.to(device)
+        near, far = (mask[places][:, places].to(device) for mask in (batch.near, batch.far))
         loss = contrastive_loss(descriptors, near, far, config.margin)
-        if not torch.isfinite(loss.total):
+        total, apart = loss.total, descriptors[twins.to(device)] - descriptors[tiles:]
+        if len(twins):
+            total = total + config.twin_weight * apart.square().sum(dim=1).mean()
+        if not torch.isfinite(total):
             raise ConfigError(
                 f"The loss is no longer finite at step {step + 1} of {run}. Lower `lr`, or look "
                 "for NaN in the features."
             )
         optimiser.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         optimiser.step()
-        done, seen, unread = step + 1, seen + len(batch.positions), unread + batch.unread
+        done, seen, unread = step + 1, seen + len(places), unread + batch.unread
         if done % config.log_every == 0 or done == config.steps:
             line = {
                 "step": done,
-                "loss": loss.total.item(),
+                "loss": total.item(),
                 "near_loss": loss.near.item(),
                 "far_loss": loss.far.item(),
                 "lr": rate,
@@ -237,12 +246,25 @@ def _loop(
             save_state(run, network, optimiser, done)
 
 
-def _drawn_views(views: int, n: int, generator: torch.Generator) -> Tensor:
-    """For each of n tiles 0, the tile as it is, with probability 1/2; else a view, 1 to views-1."""
+def _drawn_twins(n: int, share: float, generator: torch.Generator) -> Tensor:
+    """Which of n tiles come twice, so that ``share`` of all places are for the second time."""
+    if share == 0:
+        return torch.empty(0, dtype=torch.long)
+    drawn = torch.randperm(n, generator=generator)[: round(n * share / (1 - share))]
+    return torch.sort(drawn)[0]
+
+
+def _drawn_views(views: int, n: int, twins: Tensor, generator: torch.Generator) -> Tensor:
+    """The view of each of n tiles, then of the twins, who differ from themselves.
+
+    0, the tile as it is, with probability 1/2; else a view, 1 to views-1.
+    """
     if views == 1:
         return torch.zeros(n, dtype=torch.long)
     which = torch.randint(1, views, (n,), generator=generator)
-    return which * (torch.rand(n, generator=generator) < 0.5)
+    which = which * (torch.rand(n, generator=generator) < 0.5)
+    further = torch.randint(1, views, (len(twins),), generator=generator)
+    return torch.cat([which, (which[twins] + further) % views])
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -537,6 +537,8 @@ def test_views_are_embedded_learned_from_and_must_be_of_the_same_encoder(
     near = ("--near-tiles", 2, "--far-tiles", 8, "--steps", 4)
     run("train", tiles, "--features", deep, *near, "--out", tmp_path / "with")
     assert "2 augmented views of each tile" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "with" / "config.json").read_text())
+    assert (settings["training"]["twins"], settings["model"]["dropout"]) == (0.2, 0.0)
     ours = tmp_path / "ours"
     run("embed", tiles, "--run", tmp_path / "with", "--features", deep, "--out", ours)
     with h5py.File(ours / "phantom_000.h5") as file:
@@ -544,6 +546,8 @@ def test_views_are_embedded_learned_from_and_must_be_of_the_same_encoder(
     (deep / "views").rename(tmp_path / "views")
     run("train", tiles, "--features", deep, *near, "--out", tmp_path / "without")
     assert "with --views 4" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "without" / "config.json").read_text())
+    assert (settings["training"]["twins"], settings["model"]["dropout"]) == (0.0, 0.3)
     (tmp_path / "views").rename(deep / "views")
     (deep / "views" / "1" / "phantom_001.h5").unlink()
     run("train", tiles, "--features", deep, *near, "--out", tmp_path / "torn", code=1)

@@ -15,9 +15,10 @@ from sslpath.embed import embed_views
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.imagenet import check_provenance, load_imagenet
 from sslpath.model import ModelConfig, SiameseNetwork, load_model, save_model, whole
+from sslpath.runs import read_log
 from sslpath.settings import TrainConfig
 from sslpath.table import make_table
-from sslpath.training import _drawn_views, train
+from sslpath.training import _drawn_twins, _drawn_views, train
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_an_encoder_with_depths_ends_in_the_features_without(tmp_path):
     assert deep.provenance["blocks"] == [6, 128, 128, 256, 512, 512]
 
 
-def views_run(tmp_path, name, views, steps=6, **kwargs):
+def views_run(tmp_path, name, views, steps=6, **settings):
     """Train a small head, features 0 for tiles as they are and 1, 2 ... for their views."""
     rng = np.random.default_rng(0)
     tiles = make_table(
@@ -142,24 +143,63 @@ def views_run(tmp_path, name, views, steps=6, **kwargs):
          "size": 50, "slide_mpp": 4.0}, mpp=4.0, tile_px=50, source={},
     )  # fmt: skip
     features = rng.normal(size=(120, 12)).astype(np.float32)
-    config = TrainConfig(steps=steps, checkpoint_every=2, log_every=2, near_tiles=3, far_tiles=9)
+    config = TrainConfig(
+        steps=steps, checkpoint_every=2, log_every=2, near_tiles=3, far_tiles=9, **settings
+    )
     model = ModelConfig(arch="any", feature_dim=12)
     return train(
         tiles, config, model, tmp_path / name, features=features,
-        views=[features + k for k in range(1, views + 1)], device="cpu", progress=False, **kwargs,
+        views=[features + k for k in range(1, views + 1)], device="cpu", progress=False,
     )  # fmt: skip
 
 
 def test_half_of_the_tiles_come_as_they_are_and_the_others_as_any_view():
-    which = _drawn_views(5, 8000, torch.Generator().manual_seed(0))
+    none = torch.empty(0, dtype=torch.long)
+    which = _drawn_views(5, 8000, none, torch.Generator().manual_seed(0))
     counts = np.bincount(which.numpy(), minlength=5)
     assert abs(counts[0] - 4000) < 150
     assert all(abs(each - 1000) < 120 for each in counts[1:])
-    assert not _drawn_views(1, 10, torch.Generator()).any()
+    assert not _drawn_views(1, 10, none, torch.Generator()).any()
+
+
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_a_twin_is_another_view_of_its_tile(views):
+    generator = torch.Generator().manual_seed(0)
+    twins = _drawn_twins(800, 0.2, generator)
+    assert len(set(twins.tolist())) == 200  # a fifth of 1,000 places
+    assert twins.max() < 800
+    which = _drawn_views(views, 800, twins, generator)
+    assert which.shape == (1000,)
+    assert set(which.tolist()) == set(range(views))
+    assert (which[800:] != which[twins]).all()
+    assert not len(_drawn_twins(800, 0, generator))
+
+
+def test_twins_bring_the_views_of_a_tile_together(tmp_path):
+    x = np.random.default_rng(1).normal(size=(200, 12)).astype(np.float32)
+    apart = {}
+    for share in (0.0, 0.4):
+        settings = {"steps": 60, "lr": 3e-3, "twins": share, "twin_weight": 1.0}
+        network = views_run(tmp_path, f"twins {share}", 2, **settings)
+        a, b = (network.encode(each) for each in (x, x + 2))
+        apart[share] = np.square(a - b).sum(axis=1).mean()
+    assert apart[0.4] < 0.6 * apart[0.0]
+
+
+def test_twins_share_a_batch_with_others_and_need_views(tmp_path):
+    views_run(tmp_path, "twins", 1, twins=0.25, tiles_per_slide=40)
+    line = read_log(tmp_path / "twins")[0]
+    # Two slides, each 30 tiles and 10 of them again: more pairs than 30 tiles have, no more places.
+    views_run(tmp_path, "plain", 1, tiles_per_slide=30)
+    assert line["near_pairs"] > read_log(tmp_path / "plain")[0]["near_pairs"]
+    with pytest.raises(ConfigError, match="pass `views`"):
+        views_run(tmp_path, "none", 0, twins=0.25)
+    with pytest.raises(ConfigError, match="twins"):
+        TrainConfig(twins=0.6)
 
 
 def test_views_are_learned_from_and_an_interrupted_run_ends_the_same(tmp_path, monkeypatch):
-    with_views = views_run(tmp_path, "views", 2).state_dict()
+    with_views = views_run(tmp_path, "views", 2, twins=0.2).state_dict()
     without = views_run(tmp_path, "none", 0).state_dict()
     assert not torch.equal(with_views["centre"], without["centre"])
     assert not torch.equal(with_views["head.0.weight"], without["head.0.weight"])
@@ -172,11 +212,11 @@ def test_views_are_learned_from_and_an_interrupted_run_ends_the_same(tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(training, "append_log", killed)
         with pytest.raises(KeyboardInterrupt):
-            views_run(tmp_path, "killed", 2)
-    again = views_run(tmp_path, "killed", 2).state_dict()
+            views_run(tmp_path, "killed", 2, twins=0.2)
+    again = views_run(tmp_path, "killed", 2, twins=0.2).state_dict()
     assert all(torch.equal(with_views[key], again[key]) for key in again)
     with pytest.raises(ConfigError, match="other settings"):
-        views_run(tmp_path, "views", 1)
+        views_run(tmp_path, "views", 1, twins=0.2)
 
 
 def test_views_that_do_not_fit_are_refused(tmp_path):

@@ -105,6 +105,14 @@ def test_a_file_is_there_only_when_it_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_what_one_user_writes_others_may_read(tmp_path: Path) -> None:
+    target, plain = tmp_path / "a.safetensors", tmp_path / "plain"
+    plain.touch()
+    with atomic_path(target) as temporary:
+        temporary.touch(0o600)  # as safetensors does
+    assert target.stat().st_mode == plain.stat().st_mode
+
+
 def test_json_never_holds_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"value": float("nan")})

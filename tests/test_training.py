@@ -124,7 +124,7 @@ def test_trunks_that_learn_from_pixels_train_and_move_their_weights(
 ) -> None:
     tiles = some_tiles(2, 10)
     model = ModelConfig(arch=arch, trunk=trunk, input_px=32, hidden=32)
-    config = replace(QUICK, steps=4, tiles_per_slide=8, log_every=1)
+    config = replace(QUICK, steps=4, tiles_per_slide=8, log_every=1, twins=0.25)
     encoder = random_encoder(arch, seed=7, input_px=32) if trunk == "finetune" else None
     network = train(
         tiles, config, model, tmp_path, source=Painted(), encoder=encoder, progress=False

@@ -99,7 +99,7 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath train``."""
-    from sslpath.settings import DEPTHS_DROPOUT, DEPTHS_STEPS
+    from sslpath.settings import default_config, default_dropout
     from sslpath.training import train
 
     tiles, source = open_table(options)
@@ -116,8 +116,9 @@ def run(options: argparse.Namespace) -> int:
             encoder=about,
         )
         if "blocks" in about:
-            model = replace(model, dropout=DEPTHS_DROPOUT)
-            config = replace(config, steps=options.steps or DEPTHS_STEPS)
+            suited = default_config("frozen", depths=True, views=len(views) > 0)
+            config = replace(config, steps=options.steps or suited.steps, twins=suited.twins)
+            model = replace(model, dropout=default_dropout(depths=True, views=len(views) > 0))
     elif options.depths:
         raise ConfigError("--depths is for a frozen trunk: leave it out, or --trunk.")
     elif model.trunk == "finetune":
