@@ -1,10 +1,11 @@
 """``sslpath data``: get, make and convert data sets."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sslpath.commands.shared import command, count, positive, say, whole
+from sslpath.commands.shared import command, count, positive, report, say, whole
 from sslpath.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,6 +41,37 @@ def add(commands: "Commands") -> None:
     )
     p.add_argument("--out", type=Path, default=Path("data/cache"), metavar="DIR")
     p.add_argument("--verify", type=Path, metavar="ZIP", help="only check an archive that is there")
+    p = command(
+        data,
+        "camelyon16",
+        data_camelyon16,
+        "download slides of Camelyon16",
+        "Download slides of Camelyon16 from its public bucket, without an account: about 700 GB\n"
+        "for all, so name slides or a number. Files come in parallel and are checked; one that\n"
+        "broke off goes on when the command is called again. DIR/slides.csv says what each\n"
+        "slide is: split, class, centre, and whether all its tumour is outlined.",
+        "  sslpath data camelyon16 --out data/cache/camelyon16 --limit 6\n"
+        "  sslpath data camelyon16 --out data/cache/camelyon16 --slides 'tumor_00*' test_001\n",
+    )
+    p.add_argument("--out", type=Path, default=Path("data/cache/camelyon16"), metavar="DIR")
+    p.add_argument(
+        "--slides",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="slides, or patterns such as 'tumor_0*' (default: all)",
+    )
+    p.add_argument(
+        "--limit", type=count, help="at most so many slides, normal, tumour and test in turn"
+    )
+    p.add_argument("--masks", action="store_true", help="masks, too; labels come from outlines")
+    p.add_argument("--plan", action="store_true", help="say what would come, and stop")
+    p.add_argument("--workers", type=count, default=4, help="files at a time (default 4)")
+    p.add_argument(
+        "--verify", action="store_true", help="compare checksums of files that are there, too"
+    )
+    p.add_argument("--strict", action="store_true", help="stop at the first file that fails")
+    p.add_argument("--url", help="a mirror of the bucket (default: the public one)")
     p = command(
         data,
         "phantom",
@@ -112,6 +144,35 @@ def data_idc(options: argparse.Namespace) -> int:
     path = download_idc(options.out)
     say(f"{path} is complete. Next: sslpath tile {path} --out idc.parquet")
     return 0
+
+
+def data_camelyon16(options: argparse.Namespace) -> int:
+    """``sslpath data camelyon16``."""
+    from sslpath.datasets.bucket import list_bucket
+    from sslpath.datasets.camelyon16 import MANIFEST, PREFIX, URL, choose, fetch_camelyon16
+
+    url = (options.url or URL).rstrip("/")
+    files = choose(list_bucket(url, PREFIX), options.slides, options.limit, options.masks)
+    size = sum(one.size for one in files) / 1e9
+    say(f"{len(files)} files, {size:,.1f} GB, from {url} to {options.out}")
+    if options.plan:
+        for one in files:
+            say(f"{one.size / 1e9:8.2f} GB  {one.key}")
+        return 0
+    slides, lost = fetch_camelyon16(
+        options.out,
+        files,
+        url=url,
+        workers=options.workers,
+        verify=options.verify,
+        strict=options.strict,
+    )
+    kinds = Counter((one.split, one.tumour) for one in slides)
+    words = {True: "with tumour", False: "without", None: "of unknown class"}
+    counts = ", ".join(f"{n} {split} {words[kind]}" for (split, kind), n in kinds.items())
+    say(f"{options.out / MANIFEST}: {len(slides)} slides ({counts})")
+    say(f"Next: sslpath tile {options.out} --camelyon16 --out camelyon16.parquet")
+    return report(lost, options.out / "download.failed.csv", "files did not come")
 
 
 def data_phantom(options: argparse.Namespace) -> int:

@@ -23,8 +23,10 @@ DEFAULTS: dict[str, Any] = {"mpp": 0.5, "tile_px": 224, "min_tissue": 0.5}
 # Tiles of a zip are cut already, and labelled: these options have nothing to act on.
 FOR_SLIDES = (
     *("mpp", "tile_px", "stride_px", "min_tissue", "max_tiles", "annotations"),
-    *("not_exhaustive", "no_tumour", "mpp_override", "preview"),
+    *("not_exhaustive", "no_tumour", "mpp_override", "preview", "camelyon16"),
 )
+# What a copy of Camelyon16 says itself.
+OF_CAMELYON16 = ("annotations", "not_exhaustive", "no_tumour", "patients")
 
 
 def add(commands: "Commands") -> None:
@@ -77,6 +79,13 @@ def add(commands: "Commands") -> None:
         help="slides known to hold no tumour; without an annotation their labels are 0",
     )
     p.add_argument(
+        "--camelyon16",
+        action="store_const",
+        const=True,
+        help="SLIDE is a copy of Camelyon16, in either layout: its outlines, the slides that are "
+        "not outlined in full, those without tumour, patients and split are known",
+    )
+    p.add_argument(
         "--mpp-override",
         metavar="MPP|CSV",
         help="um per level-0 px: a number, for the slides that do not say theirs; or a CSV with "
@@ -97,6 +106,8 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath tile``."""
+    import numpy as np
+
     from sslpath.table import save_tiles, split_by_patient
 
     failures: list[Any] = []
@@ -106,6 +117,8 @@ def run(options: argparse.Namespace) -> int:
         tiles, failures = _tile_slides(options)
     if options.patients is not None:
         tiles = _with_patients(tiles, options.patients)
+    if options.camelyon16:
+        tiles["split"] = np.where(tiles["slide_id"].str.startswith("test"), "test", "train")
     if not tiles["split"].isin(["train", "test"]).all():
         tiles = split_by_patient(tiles)
     save_tiles(tiles, options.out)
@@ -145,7 +158,8 @@ def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]
         name: default if getattr(options, name) is None else getattr(options, name)
         for name, default in DEFAULTS.items()
     }
-    slides = _with_mpp(find_slides(options.slides), options.mpp_override)
+    slides = _camelyon16(options) if options.camelyon16 else find_slides(options.slides)
+    slides = _with_mpp(slides, options.mpp_override)
     tiles, failures = tile_slides(
         slides,
         **settings,
@@ -168,6 +182,35 @@ def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]
             if len(own):
                 save(slide_with_grid(slide, own), options.preview / f"{slide.slide_id}.png")
     return tiles, failures
+
+
+def _camelyon16(options: argparse.Namespace) -> "list[Slide]":
+    """The slides of a copy of Camelyon16; sets the options that it knows."""
+    from sslpath.datasets.camelyon16 import find_camelyon16
+    from sslpath.slides import Slide
+
+    given = [name for name in OF_CAMELYON16 if getattr(options, name) is not None]
+    if given or len(options.slides) != 1 or not options.slides[0].is_dir():
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(
+            "--camelyon16 takes one folder, a copy of Camelyon16, and says the rest itself: "
+            + (f"leave out {flags}." if given else "name that folder alone.")
+        )
+    found = find_camelyon16(options.slides[0])
+    folders = {one.outlines.parent for one in found if one.outlines is not None}
+    if len(folders) > 1:
+        raise DataError(
+            f"The outlines are in several folders ({', '.join(map(str, sorted(folders)))}). Put "
+            "them into one."
+        )
+    options.annotations = folders.pop() if folders else None
+    options.not_exhaustive = [one.slide_id for one in found if not one.exhaustive]
+    options.no_tumour = [one.slide_id for one in found if one.tumour is False]
+    if any(one.tumour is None for one in found):
+        warn("no reference.csv for some test slides: those without outlines stay unlabelled")
+    if any(one.tumour and one.outlines is None for one in found):
+        warn("some slides with tumour have no outlines: they stay unlabelled")
+    return [Slide(one.path, slide_id=one.slide_id) for one in found]
 
 
 def find_slides(places: list[Path]) -> "list[Slide]":

@@ -33,4 +33,15 @@ IDC = Dataset(
     content="277,524 labelled 50 x 50 px tiles (about 200 um) of breast H&E, 279 patients",
 )
 
-DATASETS = {IDC.name: IDC}
+CAMELYON16 = Dataset(
+    name="camelyon16",
+    url="https://camelyon-dataset.s3.us-west-2.amazonaws.com",
+    file="CAMELYON16/",
+    gigabytes=700.0,
+    sha256=None,
+    licence="CC0, says the publisher",
+    source="Ehteshami Bejnordi et al. 2017, doi:10.1001/jama.2017.14585",
+    content="399 slides of sentinel lymph nodes, 399 patients, tumour outlined",
+)
+
+DATASETS = {one.name: one for one in (IDC, CAMELYON16)}
