@@ -22,7 +22,7 @@ import pandas as pd
 from methods import KINDS, LOSSES, OF_VIEWS, Setting
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from tile_sets import Floats, Inputs, idc, phantoms
+from tile_sets import PHANTOM_SEED, Floats, Inputs, idc, phantoms
 from tqdm import tqdm
 
 from sslpath import metrics
@@ -187,10 +187,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     known = ", ".join(SETTINGS)
     parser.add_argument("--only", nargs="+", choices=SETTINGS, metavar="NAME", help=known)
+    parser.add_argument(
+        "--phantom-seed", type=int, default=PHANTOM_SEED,
+        help="other phantoms; twins were chosen on those of 1 (another FOLDER and --work)",
+    )  # fmt: skip
     parser.add_argument("--work", type=Path, default=Path("out/experiments"))
     parser.add_argument("--out", type=Path, default=Path("data/results/experiments.json"))
     options = parser.parse_args()
-    tile_set = idc(options.path) if options.data == "idc" else phantoms(options.path)
+    if options.data == "idc":
+        tile_set = idc(options.path)
+    else:
+        tile_set = phantoms(options.path, seed=options.phantom_seed)
     inputs = Inputs(tile_set, options.imagenet_weights, options.work / options.data)
     names = [name for name in SETTINGS if options.only is None or name in options.only]
     names = list(dict.fromkeys(["imagenet", "spatial", *names]))

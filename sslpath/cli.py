@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from sslpath import __version__
-from sslpath.commands import data, demo, embed, evaluate, search, tile, train
+from sslpath.commands import data, demo, embed, evaluate, reproduce, search, tile, train
 from sslpath.errors import SslpathError
 
 FLOW = """\
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sslpath {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (tile, train, embed, evaluate, search, demo, data):
+    for command in (tile, train, embed, evaluate, search, demo, data, reproduce):
         command.add(commands)
     return parser
 

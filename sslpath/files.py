@@ -1,16 +1,22 @@
 """Writing files so that nothing half-written is ever trusted.
 
 A file is written under a temporary name beside its target and moved into place when complete:
-whoever finds the target finds all of it.
+whoever finds the target finds all of it. What a killed process left of a target is removed by the
+next one that writes the same target on the same machine.
 """
 
 import hashlib
 import json
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+# Processes are told apart by number on one machine only, and folders may be shared by several.
+_HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
 
 # Read once, as reading it sets it, and other threads may be writing files.
 _UMASK = os.umask(0)
@@ -33,7 +39,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    temporary = target.with_name(f".{target.stem}.{_HOST}-{os.getpid()}.tmp{target.suffix}")
+    _sweep(target)
     try:
         yield temporary
         temporary.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
@@ -41,6 +48,27 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes of this machine that are no more have left of a target."""
+    left = re.compile(rf"\.{re.escape(target.stem)}\.{_HOST}-(\d+)\.tmp{re.escape(target.suffix)}")
+    for path in target.parent.iterdir():
+        match = left.fullmatch(path.name)
+        if match and not _lives(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 is no question, but an interrupt
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def write_json(path: str | Path, value: Any) -> None:

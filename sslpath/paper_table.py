@@ -56,20 +56,36 @@ def idc_settings() -> dict[str, Any]:
         >>> idc_settings()["tile_px"], idc_settings()["near_px"]
         (50, 400)
     """
-    training, model = TrainConfig(), ModelConfig(arch="mobilenet_v2")
-    far_px = round(training.far_tiles * TILE_PX)
+    data = f"IDC, tiles of {TILE_PX} px at about {MPP:g} µm a pixel (our reading of 2.5x)"
+    return settings_of(TrainConfig(), ModelConfig(arch="mobilenet_v2"), TILE_PX, data)
+
+
+def settings_of(
+    training: TrainConfig, model: ModelConfig, tile_px: int, data: str
+) -> dict[str, Any]:
+    """Settings of a run by the names of ``PAPER``, to be shown beside the paper's.
+
+    Args:
+        training: How it was trained.
+        model: What was trained.
+        tile_px: Side of a tile.
+        data: What it was trained and measured on.
+    """
+    far_px, frozen = round(training.far_tiles * tile_px), model.trunk == "frozen"
+    stain = training.augmentation.stain or training.augmentation.stain_shift
+    pixels = ("stain jitter", "flips", "rotation") if stain else PAPER["augmentation"].value
     return {
         "descriptor_dim": model.descriptor_dim,
-        "near_px": round(training.near_tiles * TILE_PX),
+        "near_px": round(training.near_tiles * tile_px),
         "far_px_of_reimplementation": far_px,
-        "augmentation": "none, features are computed once",
+        "augmentation": "none, features are computed once" if frozen else pixels,
         "loss": "contrastive",
-        "tile_px": TILE_PX,
+        "tile_px": tile_px,
         "near_tiles": training.near_tiles,
         "far_px": far_px,
         "far_tiles": training.far_tiles,
-        "arch": f"{model.arch}, {model.trunk}, and a head on it",
-        "data": f"IDC, tiles of {TILE_PX} px at about {MPP:g} µm a pixel (our reading of 2.5x)",
+        "arch": f"{model.arch}, frozen, and a head on it" if frozen else model.arch,
+        "data": data,
     }
 
 

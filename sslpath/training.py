@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from sslpath.augment import augment
-from sslpath.backbones import pick_device, resolve_precision
+from sslpath.backbones import Precision, pick_device, resolve_precision
 from sslpath.batches import Batch, Batches
 from sslpath.errors import ConfigError
 from sslpath.imagenet import Encoder
@@ -208,7 +208,7 @@ def _loop(
         else:
             assert batch.images is not None
             x = augment(batch.images[places].to(device), generator, config.augmentation)
-        with _autocast(network, config):
+        with autocast_of(network, config.precision):
             descriptors = network(x)
         near, far = (mask[places][:, places].to(device) for mask in (batch.near, batch.far))
         loss = contrastive_loss(descriptors, near, far, config.margin)
@@ -279,11 +279,11 @@ def _seed(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(both[1]))
 
 
-def _autocast(network: SiameseNetwork, config: TrainConfig) -> torch.autocast:
+def autocast_of(network: SiameseNetwork, precision: Precision = "auto") -> torch.autocast:
     """Lower precision for the trunk where that is faster; the head stays in float32."""
     device = network.centre.device
     low = network.trunk is not None and (
-        resolve_precision(config.precision, network.config.arch, device) == torch.bfloat16
+        resolve_precision(precision, network.config.arch, device) == torch.bfloat16
     )
     return torch.autocast(device.type, torch.bfloat16, enabled=low)
 

@@ -1,14 +1,21 @@
 """Camelyon16 in miniature: both layouts, from a bucket on localhost to a table of tiles."""
 
-import hashlib
-import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import draw_tissue, write_slide
+from camelyon import (
+    SIDE,
+    SLIDES,
+    SMALL,
+    archive,
+    draw_images,
+    newer,
+    older,
+    outlines,
+    random_weights,
+)
 from servers import Bucket, serving
 
 from sslpath.annotations import read_annotations
@@ -25,105 +32,12 @@ from sslpath.datasets.camelyon16 import (
 from sslpath.errors import ConfigError, DataError
 from sslpath.table import load_tiles
 
-# Names, um a pixel, and whether they hold tumour.
-SLIDES = {
-    "normal_001": (0.243, False), "normal_002": (0.226, False), "tumor_001": (0.243, True),
-    "tumor_010": (0.226, True), "test_001": (0.243, True), "test_002": (0.226, False),
-    "test_114": (0.226, True),
-}  # fmt: skip
-SIDE = 1200
 CUT = ("--mpp", "0.5", "--tile-px", "32", "--workers", "1")
-
-
-def outlines() -> str:
-    """ASAP XML: half of the slide is tumour (in three ways of naming it), less a hole."""
-
-    def one(name: str, group: str, left: float, top: float, right: float, bottom: float) -> str:
-        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-        points = "".join(
-            f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(corners)
-        )
-        return (
-            f'<Annotation Name="{name}" Type="Polygon" PartOfGroup="{group}" Color="#F4FA58">'
-            f"<Coordinates>{points}</Coordinates></Annotation>"
-        )
-
-    half = SIDE / 2
-    return (
-        '<?xml version="1.0"?><ASAP_Annotations><Annotations>'
-        + one("Annotation 0", "_0", 0, 0, half, 500.5)
-        + one("Annotation 1", "_1", 0, 500.5, half, 800)
-        + one("Annotation 2", "Tumor", 0, 800, half, SIDE)
-        + one("Annotation 3", "_2", 300, 500, 400, 600)
-        + one("Annotation 4", "Exclusion", 300, 600, 400, 700)
-        + "</Annotations><AnnotationGroups/></ASAP_Annotations>"
-    )
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("camelyon")
-    return {
-        name: write_slide(folder / f"{name}.tif", draw_tissue(SIDE, SIDE, i), mpp).read_bytes()
-        for i, (name, (mpp, _)) in enumerate(SLIDES.items())
-    }
-
-
-def outlined(name: str) -> bool:
-    return SLIDES[name][1]
-
-
-def newer(images: dict[str, bytes]) -> dict[str, bytes]:
-    """The bucket of today."""
-    files = {f"images/{name}.tif": image for name, image in images.items()}
-    files |= {f"annotations/{n}.xml": outlines().encode() for n in images if outlined(n)}
-    files |= {f"masks/{n}_mask.tif": b"a mask" for n in images if outlined(n)}
-    files |= {"images/": b"", "license.txt": b"CC0", "background_tissue/x.tif": b"x"}
-    lines = ["image,class,type,center"]
-    for name, (mpp, tumour) in SLIDES.items():
-        if name.startswith("test"):
-            kind = "tumor,macro" if tumour else "negative,None"
-            lines.append(f"{name}.tif,{kind},{int(mpp < 0.23)}")
-    files["evaluation/reference.csv"] = "\r\n".join(lines).encode()
-    sums = [
-        f"{hashlib.md5(body, usedforsecurity=False).hexdigest()}  {name}"
-        for name, body in files.items()
-    ]
-    files["checksums.md5"] = "\n".join(sums).encode()
-    return {f"CAMELYON16/{name}": body for name, body in files.items()}
-
-
-def archive(members: dict[str, bytes]) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as out:
-        for name, body in members.items():
-            out.writestr(name, body)
-    return made.getvalue()
-
-
-def older(images: dict[str, bytes]) -> dict[str, bytes]:
-    """The layout of older copies, with capitals, and SHA-256 as checksums."""
-    of = {"normal": "training/normal", "tumor": "training/tumor", "test": "testing/images"}
-    files = {
-        f"{of[name.split('_')[0]]}/{name.capitalize()}.tif": image for name, image in images.items()
-    }
-    for part, kind in (("training", "tumor"), ("testing", "test")):
-        files[f"{part}/lesion_annotations.zip"] = archive(
-            {
-                f"{name.capitalize()}.xml": outlines().encode()
-                for name in images
-                if outlined(name) and name.startswith(kind)
-            }
-        )
-    lines = [
-        f"{name},{'Tumor' if tumour else 'Normal'},{'Macro' if tumour else 'None'}"
-        for name, (_, tumour) in SLIDES.items()
-        if name.startswith("test")
-    ]
-    files["testing/reference.csv"] = "\n".join(lines).encode()
-    sums = [f"{hashlib.sha256(body).hexdigest()} *{name}" for name, body in files.items()]
-    files["checksums.md5"] = "\n".join(sums).encode()
-    return {f"CAMELYON16/{name}": body for name, body in files.items()}
+    return draw_images(tmp_path_factory.mktemp("camelyon"))
 
 
 LAYOUTS = {"newer": newer, "older": older}
@@ -323,3 +237,83 @@ def test_what_is_not_known_stays_unlabelled(
     tiles = load_tiles(out)
     known = tiles["label"].notna().groupby(tiles["slide_id"]).mean()
     assert known.to_dict() == {"normal_001": 1, "test_002": 0, "tumor_001": 0}
+
+
+# The whole experiment, in miniature.
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_weights(tmp_path_factory.mktemp("weights") / "resnet18.pth")
+
+
+def reproduce(bucket: Bucket, folder: Path, weights: Path, *more: str) -> int:
+    where = ("--data", str(folder / "c16"), "--out", str(folder / "out"), "--url", bucket.url)
+    return main(
+        ["reproduce", "camelyon16", *where, *SMALL, "--imagenet-weights", str(weights), *more]
+    )
+
+
+@pytest.mark.parametrize("config", ["head", "paper"])
+def test_the_experiment_runs_from_download_to_table_through_faults(
+    config: str,
+    images: dict[str, bytes],
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = newer(images)
+    # One slide breaks off in the bucket itself, as a damaged copy would.
+    broken = "CAMELYON16/images/normal_002.tif"
+    files[broken] = files[broken][:4000]
+    sums = files["CAMELYON16/checksums.md5"].decode().splitlines()
+    files["CAMELYON16/checksums.md5"] = "\n".join(
+        line for line in sums if "normal_002" not in line
+    ).encode()
+    with serving(files) as bucket:
+        bucket.faults = {
+            "CAMELYON16/images/tumor_001.tif": ["cut", "503"], "": ["503"],
+            "CAMELYON16/images/test_001.tif": ["wrong"],
+        }  # fmt: skip
+        assert reproduce(bucket, tmp_path, weights, "--config", config) == 3
+        said = capsys.readouterr()
+        assert "tiles (counted on up to 3 slides)" in said.out
+        assert "normal_002" in (tmp_path / "out" / "tiles.failed.csv").read_text()
+        table = (tmp_path / "out" / "paper.md").read_text(encoding="utf-8")
+        assert "| tumour P@10: ours | " in table
+        assert "about 1.5" in table
+        assert ("resnet18, frozen" in table) == (config == "head")
+        # Again: what is done stays.
+        kept = {
+            path: path.stat().st_mtime_ns
+            for path in (tmp_path / "out").rglob("*")
+            if path.suffix in (".parquet", ".h5", ".safetensors")
+            # What a head makes of features that are there takes no time, and is made anew.
+            and (config == "paper" or path.parent.name != "spatial")
+        }
+        assert len(kept) >= 2 + (2 * 6 if config == "paper" else 6)
+        assert reproduce(bucket, tmp_path, weights, "--config", config, "--no-download") == 3
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        capsys.readouterr()
+        other = ("--config", config, "--no-download", "--seed", "1")
+        assert reproduce(bucket, tmp_path, weights, *other) == 1
+        assert "holds a run with seed 0" in capsys.readouterr().err
+
+
+def test_a_plan_counts_tiles_and_hours_and_starts_nothing(
+    images: dict[str, bytes], weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(newer(images)) as bucket:
+        assert reproduce(bucket, tmp_path, weights, "--plan", "--limit", "3") == 0
+    said = capsys.readouterr().out
+    assert "3 slides, about 360 tiles" in said
+    assert "GB of features and descriptors" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_step_that_fails_says_how_to_go_on(
+    images: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(newer(images)) as bucket:
+        assert reproduce(bucket, tmp_path, tmp_path / "none.pth", "--limit", "4") == 1
+    assert "goes on from there" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """The table of tiles, and files that are never half-written."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,24 @@ def test_a_file_is_there_only_when_it_is_whole(tmp_path: Path) -> None:
         fail_halfway()
     assert sha256(target) == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_a_living_ones_is_not(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import os, signal, sys; from sslpath.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    target, other = tmp_path / "a[1].json", tmp_path / "b.json"
+    for path in (target, other):
+        subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    with atomic_path(target) as mine:
+        mine.write_text("whole")
+    assert target.read_text() == "whole"
+    assert sum(path.name.startswith(".b.") for path in tmp_path.iterdir()) == 1
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_one_user_writes_others_may_read(tmp_path: Path) -> None:

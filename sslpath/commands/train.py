@@ -150,7 +150,8 @@ def _settings(options: argparse.Namespace) -> "tuple[TrainConfig, ModelConfig]":
     if options.preset == "paper":
         config, model = paper_preset()
         trunk: Trunk = options.trunk or model.trunk
-        model = replace(model, trunk=trunk, arch=options.arch, input_px=options.input_px)
+        size = {"input_px": options.input_px, "feature_dim": 0}  # as long as the trunk's
+        model = replace(model, trunk=trunk, arch=options.arch, **size)
     else:
         trunk = options.trunk or "frozen"
         config = default_config(trunk)

@@ -1,0 +1,199 @@
+"""``sslpath reproduce``: the paper's experiment, from the bucket to the table."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslpath.commands.shared import FAILED, command, count, positive, say, whole
+from sslpath.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sslpath.commands.shared import Commands
+    from sslpath.model import ModelConfig
+    from sslpath.settings import TrainConfig
+
+# Options that are handed on to `sslpath train`, if they are given.
+TRAINING = ("near_tiles", "far_tiles", "steps", "slides_per_batch", "tiles_per_slide", "lr")
+MPP, TILE_PX = 0.5, 224
+
+
+def add(commands: "Commands") -> None:
+    """Add the arguments to the parser."""
+    p = command(
+        commands,
+        "reproduce",
+        run,
+        "the paper's experiment, from download to table",
+        "Run the paper's experiment on Camelyon16: download, tile, ImageNet features, train,\n"
+        "descriptors, evaluate, and the table of the paper's results beside this run's. Each step\n"
+        "is a command of sslpath, which is printed; called again, the command goes on where it\n"
+        "stopped. Before the start a plan says what it takes, from rates measured here.\n"
+        "--config paper learns with all that is known of the paper's settings and needs a GPU;\n"
+        "--config head learns a head on ImageNet features, on a CPU if need be.",
+        "  sslpath reproduce camelyon16 --data c16 --out runs/c16 --config head --limit 12\n"
+        "  sslpath reproduce camelyon16 --data c16 --out runs/paper --config paper --workers 8\n",
+    )
+    p.add_argument("what", choices=("camelyon16",), help="the experiment")
+    p.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="where the slides are, or go"
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything else")
+    p.add_argument("--config", choices=("paper", "head"), default="paper", help="default: paper")
+    p.add_argument("--plan", action="store_true", help="make the plan, and stop")
+    p.add_argument("--limit", type=count, help="at most so many slides are fetched")
+    p.add_argument(
+        "--no-download", dest="download", action="store_false", help="use the slides that are there"
+    )
+    p.add_argument("--url", help="a mirror of the bucket (default: the public one)")
+    p.add_argument("--mpp", type=positive, default=MPP, help=f"um per pixel (default {MPP})")
+    p.add_argument("--tile-px", type=count, default=TILE_PX, help=f"default {TILE_PX}")
+    p.add_argument("--max-tiles", type=count, help="at most so many tiles a slide (default: all)")
+    p.add_argument("--arch", default="resnet50", help="default resnet50")
+    p.add_argument("--input-px", type=count, default=TILE_PX, help=f"default {TILE_PX}")
+    p.add_argument(
+        "--imagenet-weights",
+        type=Path,
+        metavar="FILE",
+        help="local ImageNet weights of --arch; without it torchvision downloads its own",
+    )
+    for name, kind in zip(
+        TRAINING, (positive, positive, count, count, count, positive), strict=True
+    ):
+        p.add_argument(f"--{name.replace('_', '-')}", type=kind, help="as of `sslpath train`")
+    p.add_argument("--seed", type=whole, default=0, help="of everything random (default 0)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    p.add_argument("--workers", type=count, default=2, help="processes that read (default 2)")
+    p.add_argument("--strict", action="store_true", help="stop at the first slide that fails")
+
+
+def run(options: argparse.Namespace) -> int:
+    """``sslpath reproduce``."""
+    from sslpath.cli import main
+    from sslpath.datasets.camelyon16 import find_camelyon16
+    from sslpath.files import atomic_path
+    from sslpath.paper_table import paper_table, settings_of
+    from sslpath.plan import make_plan
+    from sslpath.results import read_results
+    from sslpath.slides import Slide
+
+    training, model = _settings(options)
+    codes: list[int] = []
+
+    def step(*words: Any) -> None:
+        line = [str(word) for word in words]
+        say(f"\n$ sslpath {' '.join(line)}")
+        code = main(line)
+        if code not in (0, FAILED):
+            raise ConfigError(
+                f"`sslpath {line[0]}` failed, see above. When that is mended, the same command "
+                "goes on from there."
+            )
+        codes.append(code)
+
+    strict = ("--strict",) if options.strict else ()
+    if options.download:
+        limit = () if options.limit is None else ("--limit", options.limit)
+        url = () if options.url is None else ("--url", options.url)
+        step("data", "camelyon16", "--out", options.data, *limit, *url, *strict)
+    slides = [Slide(one.path, slide_id=one.slide_id) for one in find_camelyon16(options.data)]
+    cut = {"mpp": options.mpp, "tile_px": options.tile_px, "max_tiles": options.max_tiles}
+    say(f"\n{make_plan(slides, training, model, device=options.device, **cut)}")
+    if options.plan:
+        return max(codes, default=0)
+
+    _claim(options)
+    table, run_dir = options.out / "tiles.parquet", options.out / "run"
+    imagenet, spatial = options.out / "imagenet", options.out / "spatial"
+    broken = _broken(table, {slide.slide_id for slide in slides})
+    if broken is not None:
+        say(f"\n{table} is there; {broken} slides could not be read.")
+        codes.append(FAILED if broken else 0)
+    else:
+        few = () if options.max_tiles is None else ("--max-tiles", options.max_tiles)
+        step(
+            *("tile", options.data, "--camelyon16", "--mpp", options.mpp),
+            *("--tile-px", options.tile_px, *few, "--workers", options.workers, *strict),
+            *("--out", table),
+        )
+    weights = ["--arch", options.arch, "--input-px", options.input_px]
+    if options.imagenet_weights is not None:
+        weights += ["--imagenet-weights", options.imagenet_weights]
+    on = ("--device", options.device, "--workers", options.workers)
+    given = [
+        word
+        for name in TRAINING
+        if (value := getattr(options, name)) is not None
+        for word in (f"--{name.replace('_', '-')}", value)
+    ]
+    step("embed", table, "--encoder", "imagenet", *weights, *on, "--out", imagenet)
+    how = ("--features", imagenet) if options.config == "head" else ("--preset", "paper", *weights)
+    step("train", table, *how, *given, "--seed", options.seed, *on, "--out", run_dir)
+    known = ("--features", imagenet) if options.config == "head" else ()
+    step("embed", table, "--run", run_dir, *known, *on, "--out", spatial)
+    step(
+        *("evaluate", table, "--descriptors", f"spatial={spatial}", f"imagenet={imagenet}"),
+        *("--near-tiles", training.near_tiles, "--far-tiles", training.far_tiles),
+        *("--seed", options.seed, "--data", "Camelyon16, test slides"),
+        *("--out", options.out / "results.json", "--figures", options.out / "figures"),
+    )
+    ours = settings_of(training, model, options.tile_px, f"Camelyon16, {len(slides)} slides")
+    text = paper_table(read_results(options.out / "results.json"), ours)
+    with atomic_path(options.out / "paper.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    say(f"\n{text}\n\n{options.out / 'paper.md'}: the paper's results beside this run's")
+    return max(codes)
+
+
+def _settings(options: argparse.Namespace) -> "tuple[TrainConfig, ModelConfig]":
+    """What `sslpath train` will use, for the plan and the table."""
+    from dataclasses import replace
+
+    from sslpath.model import ModelConfig
+    from sslpath.settings import default_config, paper_preset
+
+    if options.config == "paper":
+        training, model = paper_preset()
+        size = {"input_px": options.input_px, "feature_dim": 0}  # as long as the trunk's
+        model = replace(model, arch=options.arch, **size)
+    else:
+        training = default_config("frozen")
+        model = ModelConfig(arch=options.arch, input_px=options.input_px)
+    given = {name: value for name in TRAINING if (value := getattr(options, name)) is not None}
+    return replace(training, seed=options.seed, **given), model
+
+
+def _claim(options: argparse.Namespace) -> None:
+    """Write down what decides the result, or compare with what an earlier call wrote.
+
+    Raises:
+        ConfigError: If that was something else.
+    """
+    from sslpath.files import write_json
+
+    names = ("config", "mpp", "tile_px", "max_tiles", "arch", "input_px", "seed", *TRAINING)
+    mine = {name: getattr(options, name) for name in names}
+    path = options.out / "settings.json"
+    if not path.exists():
+        write_json(path, mine)
+        return
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    other = [name for name in mine if mine[name] != earlier.get(name)]
+    if other:
+        was = ", ".join(f"{name} {earlier.get(name)}" for name in other)
+        raise ConfigError(
+            f"{options.out} holds a run with {was}. Choose another --out, or the same settings."
+        )
+
+
+def _broken(path: Path, slides: set[str]) -> int | None:
+    """How many of the slides the table lacks as they could not be read; None without the table."""
+    import pandas as pd
+
+    from sslpath.table import load_tiles
+
+    if not path.exists():
+        return None
+    failed = path.with_suffix(".failed.csv")
+    broken = set(pd.read_csv(failed)["slide_id"]) if failed.exists() else set()
+    return len(broken) if set(load_tiles(path)["slide_id"]) | broken == slides else None
