@@ -12,9 +12,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from concurrent.futures import Future, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +21,7 @@ import numpy as np
 import pandas as pd
 import shapely
 from numpy.typing import NDArray
+from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from sslpath.annotations import Annotations, annotation_files, annotations_of
@@ -36,6 +35,7 @@ MASK_MPP = 8.0
 MASK_MAX_PX = 8192
 # A slide of 0.2525 um may be read at 0.25, but one of 0.5 um has no detail of 0.25 um to show.
 MAX_UPSAMPLING = 1.1
+TIMEOUT_S = 600.0
 
 
 class Failure(NamedTuple):
@@ -195,6 +195,7 @@ def tile_slides(
     max_tiles: int | None = None,
     seed: int = 0,
     workers: int = 1,
+    timeout_s: float = TIMEOUT_S,
     on_error: Literal["record", "raise"] = "record",
     progress: bool = True,
 ) -> tuple[pd.DataFrame, list[Failure]]:
@@ -214,7 +215,9 @@ def tile_slides(
         tumour_share: Likewise.
         max_tiles: Likewise, for each slide.
         seed: Likewise.
-        workers: Processes; 1 works in this one.
+        workers: Processes; 1 works in this one, which a file that crashes or hangs its reader
+            takes along.
+        timeout_s: Seconds for a slide, with several workers; one that takes longer is broken.
         on_error: ``"raise"`` stops at the first broken slide.
         progress: Show a bar.
 
@@ -247,7 +250,7 @@ def tile_slides(
     tables: dict[int, pd.DataFrame] = {}
     failures: dict[int, Failure] = {}
     with tqdm(total=len(slides), desc="tiling", unit="slide", disable=not progress) as bar:
-        for i, result in _run(job, slides, workers):
+        for i, result in _run(job, slides, workers, timeout_s):
             bar.update()
             if isinstance(result, pd.DataFrame):
                 tables[i] = result
@@ -337,33 +340,39 @@ def _tile_one(
 
 
 def _run(
-    job: Callable[[Slide], pd.DataFrame | SslpathError], slides: list[Slide], workers: int
+    job: Callable[[Slide], pd.DataFrame | SslpathError],
+    slides: list[Slide],
+    workers: int,
+    timeout_s: float,
 ) -> Iterator[tuple[int, pd.DataFrame | SslpathError]]:
     """Results by position in ``slides``, in the order in which they are ready."""
     if workers <= 1 or len(slides) <= 1:
         for i, slide in enumerate(slides):
             yield i, job(slide)
         return
-    left = dict(enumerate(slides))
-    pool = ProcessPoolExecutor(min(workers, len(slides)))
+    pool = ProcessPool(min(workers, len(slides)))
+    futures: dict[Future[pd.DataFrame | SslpathError], int] = {
+        pool.schedule(job, args=[slide], timeout=timeout_s): i for i, slide in enumerate(slides)
+    }
     try:
-        with suppress(BrokenProcessPool):  # already while submitting, if the crash is quick
-            futures = {pool.submit(job, slide): i for i, slide in left.items()}
-            for future in as_completed(futures):
-                with suppress(BrokenProcessPool):
-                    result = future.result()
-                    del left[futures[future]]
-                    yield futures[future], result
-    finally:
-        pool.shutdown(cancel_futures=True)
-    # A damaged file can crash its process, which takes the pool along. What is left then goes one
-    # by one, each in a process of its own, to find the culprit and to finish the others.
-    for i, slide in left.items():
-        with ProcessPoolExecutor(1) as single:
+        for future in as_completed(futures):
+            i = futures[future]
+            path = slides[i].path
             try:
-                yield i, single.submit(job, slide).result()
-            except BrokenProcessPool:
-                yield i, SlideError(f"Reading {slide.path} crashed the process: a damaged file?")
+                yield i, future.result()
+            except ProcessExpired:
+                yield i, SlideError(f"Reading {path} crashed the process: a damaged file?")
+            except TimeoutError:
+                yield (
+                    i,
+                    SlideError(
+                        f"Reading {path} took longer than {timeout_s:g} s: a damaged file, or a "
+                        "disk that hangs? Allow more time with `--timeout`."
+                    ),
+                )
+    finally:
+        pool.stop()  # type: ignore[no-untyped-call]
+        pool.join()
 
 
 def _check_place(annotations: Annotations, slide: Slide) -> None:

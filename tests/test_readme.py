@@ -74,7 +74,10 @@ def test_near_pairs_beat_imagenet_and_generic_self_supervision_on_real_patients(
             for metric in ("tumour_top1", "tumour_p_at_10", "knn_auc", "addr_global"):
                 rows = recorded(f"{ours} - {rival}", metric)
                 assert len(rows) >= 2
-                assert min(r["low"] for r in rows) > 0, (ours, rival, metric)
+                assert min(r["value"] for r in rows) > 0, (ours, rival, metric)
+                # README says so: in one seed this interval alone holds zero.
+                weak = (ours, rival, metric) == ("spatial, views", "imagenet", "tumour_top1")
+                assert sum(r["low"] <= 0 for r in rows) == weak, (ours, rival, metric)
 
 
 def test_every_number_of_the_changed_pictures_is_the_recorded_one() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 
@@ -336,6 +337,28 @@ def test_a_slide_that_kills_its_process_is_listed_and_the_others_finish(folder: 
     (failure,) = failures
     assert failure.slide_id == "b"
     assert "crashed" in failure.error
+
+
+class Hanging(Slide):
+    """A slide whose reading never ends."""
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        time.sleep(1000)
+        raise AssertionError
+
+
+def test_a_slide_that_hangs_is_listed_and_the_others_finish(folder: Path) -> None:
+    slides = [Hanging(folder / "b.tif"), Slide(folder / "a.tif"), Slide(folder / "c.tif")]
+    start = time.perf_counter()
+    tiles, failures = tile_slides(
+        slides, mpp=MPP, tile_px=100, workers=2, timeout_s=5, progress=False
+    )
+    assert time.perf_counter() - start < 60
+    assert list(tiles["slide_id"].unique()) == ["a", "c"]
+    (failure,) = failures
+    assert failure.slide_id == "b"
+    assert "longer than 5 s" in failure.error
 
 
 def test_no_slides_or_only_broken_ones_give_an_empty_table(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 # Options that are handed on to `sslpath train`, if they are given.
 TRAINING = ("near_tiles", "far_tiles", "steps", "slides_per_batch", "tiles_per_slide", "lr")
-MPP, TILE_PX = 0.5, 224
+MPP, TILE_PX, DATA = 0.5, 224, "Camelyon16, test slides"
 
 
 def add(commands: "Commands") -> None:
@@ -69,80 +70,108 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath reproduce``."""
-    from sslpath.cli import main
     from sslpath.datasets.camelyon16 import find_camelyon16
-    from sslpath.files import atomic_path
-    from sslpath.paper_table import paper_table, settings_of
     from sslpath.plan import make_plan
-    from sslpath.results import read_results
     from sslpath.slides import Slide
 
     training, model = _settings(options)
-    codes: list[int] = []
-
-    def step(*words: Any) -> None:
-        line = [str(word) for word in words]
-        say(f"\n$ sslpath {' '.join(line)}")
-        code = main(line)
-        if code not in (0, FAILED):
-            raise ConfigError(
-                f"`sslpath {line[0]}` failed, see above. When that is mended, the same command "
-                "goes on from there."
-            )
-        codes.append(code)
-
-    strict = ("--strict",) if options.strict else ()
+    codes = [0]
     if options.download:
-        limit = () if options.limit is None else ("--limit", options.limit)
-        url = () if options.url is None else ("--url", options.url)
-        step("data", "camelyon16", "--out", options.data, *limit, *url, *strict)
+        codes.append(_call(_download(options)))
     slides = [Slide(one.path, slide_id=one.slide_id) for one in find_camelyon16(options.data)]
     cut = {"mpp": options.mpp, "tile_px": options.tile_px, "max_tiles": options.max_tiles}
     say(f"\n{make_plan(slides, training, model, device=options.device, **cut)}")
     if options.plan:
-        return max(codes, default=0)
+        return max(codes)
 
     _claim(options)
-    table, run_dir = options.out / "tiles.parquet", options.out / "run"
-    imagenet, spatial = options.out / "imagenet", options.out / "spatial"
+    table = options.out / "tiles.parquet"
     broken = _broken(table, {slide.slide_id for slide in slides})
-    if broken is not None:
+    if broken is None:
+        codes.append(_call(_tile(options, table)))
+    else:
         say(f"\n{table} is there; {broken} slides could not be read.")
         codes.append(FAILED if broken else 0)
-    else:
-        few = () if options.max_tiles is None else ("--max-tiles", options.max_tiles)
-        step(
-            *("tile", options.data, "--camelyon16", "--mpp", options.mpp),
-            *("--tile-px", options.tile_px, *few, "--workers", options.workers, *strict),
-            *("--out", table),
+    codes += [_call(line) for line in _to_results(options, training, table)]
+    _write_table(options, training, model, len(slides))
+    return max(codes)
+
+
+def _call(words: list[Any]) -> int:
+    """Run a command of sslpath, as its user would.
+
+    Raises:
+        ConfigError: If it fails.
+    """
+    from sslpath.cli import main
+
+    line = [str(word) for word in words]
+    say(f"\n$ sslpath {shlex.join(line)}")
+    code = main(line)
+    if code not in (0, FAILED):
+        raise ConfigError(
+            f"`sslpath {line[0]}` failed, see above. When that is mended, the same command goes on "
+            "from there."
         )
+    return code
+
+
+def _option(name: str, value: Any) -> list[Any]:
+    """An option of a command; nothing if it is not given."""
+    return [] if value is None else [f"--{name.replace('_', '-')}", value]
+
+
+def _download(options: argparse.Namespace) -> list[Any]:
+    line = ["data", "camelyon16", "--out", options.data]
+    line += _option("limit", options.limit) + _option("url", options.url)
+    return line + ["--strict"] * options.strict
+
+
+def _tile(options: argparse.Namespace, table: Path) -> list[Any]:
+    line = ["tile", options.data, "--camelyon16", "--mpp", options.mpp]
+    line += ["--tile-px", options.tile_px, *_option("max_tiles", options.max_tiles)]
+    line += ["--workers", options.workers, *["--strict"] * options.strict]
+    return [*line, "--out", table]
+
+
+def _to_results(
+    options: argparse.Namespace, training: "TrainConfig", table: Path
+) -> list[list[Any]]:
+    """The commands from the table of tiles to the results."""
+    imagenet, run_dir, spatial = (options.out / name for name in ("imagenet", "run", "spatial"))
     weights = ["--arch", options.arch, "--input-px", options.input_px]
-    if options.imagenet_weights is not None:
-        weights += ["--imagenet-weights", options.imagenet_weights]
-    on = ("--device", options.device, "--workers", options.workers)
-    given = [
-        word
-        for name in TRAINING
-        if (value := getattr(options, name)) is not None
-        for word in (f"--{name.replace('_', '-')}", value)
+    weights += _option("imagenet_weights", options.imagenet_weights)
+    on = ["--device", options.device, "--workers", options.workers]
+    known = ["--features", imagenet] if options.config == "head" else []
+    train = known or ["--preset", "paper", *weights]
+    for name in TRAINING:
+        train = train + _option(name, getattr(options, name))
+    distances = ["--near-tiles", training.near_tiles, "--far-tiles", training.far_tiles]
+    return [
+        ["embed", table, "--encoder", "imagenet", *weights, *on, "--out", imagenet],
+        ["train", table, *train, "--seed", options.seed, *on, "--out", run_dir],
+        ["embed", table, "--run", run_dir, *known, *on, "--out", spatial],
+        [
+            *("evaluate", table, "--descriptors", f"spatial={spatial}", f"imagenet={imagenet}"),
+            *(*distances, "--seed", options.seed, "--data", DATA),
+            *("--out", options.out / "results.json", "--figures", options.out / "figures"),
+        ],
     ]
-    step("embed", table, "--encoder", "imagenet", *weights, *on, "--out", imagenet)
-    how = ("--features", imagenet) if options.config == "head" else ("--preset", "paper", *weights)
-    step("train", table, *how, *given, "--seed", options.seed, *on, "--out", run_dir)
-    known = ("--features", imagenet) if options.config == "head" else ()
-    step("embed", table, "--run", run_dir, *known, *on, "--out", spatial)
-    step(
-        *("evaluate", table, "--descriptors", f"spatial={spatial}", f"imagenet={imagenet}"),
-        *("--near-tiles", training.near_tiles, "--far-tiles", training.far_tiles),
-        *("--seed", options.seed, "--data", "Camelyon16, test slides"),
-        *("--out", options.out / "results.json", "--figures", options.out / "figures"),
-    )
-    ours = settings_of(training, model, options.tile_px, f"Camelyon16, {len(slides)} slides")
+
+
+def _write_table(
+    options: argparse.Namespace, training: "TrainConfig", model: "ModelConfig", slides: int
+) -> None:
+    """Write and print the paper's results beside this run's."""
+    from sslpath.files import atomic_path
+    from sslpath.paper_table import paper_table, settings_of
+    from sslpath.results import read_results
+
+    ours = settings_of(training, model, options.tile_px, f"Camelyon16, {slides} slides")
     text = paper_table(read_results(options.out / "results.json"), ours)
     with atomic_path(options.out / "paper.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     say(f"\n{text}\n\n{options.out / 'paper.md'}: the paper's results beside this run's")
-    return max(codes)
 
 
 def _settings(options: argparse.Namespace) -> "tuple[TrainConfig, ModelConfig]":

@@ -101,6 +101,13 @@ def add(commands: "Commands") -> None:
         "--preview", type=Path, metavar="DIR", help="save each slide with its grid as PNG"
     )
     p.add_argument("--workers", type=count, default=2, help="processes (default 2)")
+    p.add_argument(
+        "--timeout",
+        type=positive,
+        default=600.0,
+        metavar="SECONDS",
+        help="with several workers: a slide that takes longer counts as broken (default 600)",
+    )
     p.add_argument("--strict", action="store_true", help="stop at the first broken slide")
 
 
@@ -169,6 +176,7 @@ def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]
         no_tumour=options.no_tumour or (),
         max_tiles=options.max_tiles,
         workers=options.workers,
+        timeout_s=options.timeout,
         on_error="raise" if options.strict else "record",
     )
     if tiles.empty:
