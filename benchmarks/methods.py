@@ -234,9 +234,7 @@ def variant(inputs: Inputs, one: Setting, train_rows: Mask, test: Mask, seed: in
     rows = np.flatnonzero(train_rows)
     tiles = inputs.tiles.iloc[rows].reset_index(drop=True)
     tiles.attrs = inputs.tiles.attrs
-    seen = inputs.views(one.changes["views"]) if "views" in one.changes else []
-    if not twice:
-        seen = [inputs[one.features], *seen]
+    seen = inputs.views(one.changes["views"]) if twice else [inputs[one.features]]
     views = torch.stack([torch.from_numpy(each[rows]) for each in seen])
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -273,13 +271,9 @@ def variant(inputs: Inputs, one: Setting, train_rows: Mask, test: Mask, seed: in
 
 
 def drawn_views(n: int, views: int, twice: bool, rng: np.random.Generator) -> Tensor:
-    """Which view of each tile; if ``twice``, the second half shows the first's tiles otherwise.
-
-    Otherwise half of the tiles come as they are, as in `sslpath.training.train`.
-    """
+    """Which view of each tile; if ``twice``, the second half shows the first's tiles otherwise."""
     first = rng.integers(views, size=n // 2 if twice else n)
     if not twice:
-        first = rng.integers(1, views, size=n) * (rng.random(n) < 0.5) if views > 1 else 0 * first
         return torch.from_numpy(first)
     second = (first + rng.integers(1, views, size=n // 2)) % views
     return torch.from_numpy(np.concatenate([first, second]))

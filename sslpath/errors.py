@@ -40,5 +40,9 @@ class DataError(SslpathError):
     """A data set cannot be downloaded, fails its checksum, or is not laid out as expected."""
 
 
+class ChecksumError(DataError):
+    """A file came, or was there, with another checksum than it should have."""
+
+
 class ConfigError(SslpathError):
     """Settings contradict each other or the data at hand."""

@@ -38,7 +38,7 @@ class Plan:
         descriptor: Numbers of a descriptor.
         read: Tiles read a second.
         encode: Tiles a second through the network, without learning.
-        learn: Tiles a second through the network, with learning.
+        learn: Tiles a second through the network, with learning; infinite for a head.
         device: What they were measured on.
     """
 
@@ -64,11 +64,12 @@ class Plan:
 
     def __str__(self) -> str:
         steps = "".join(f"\n  {step:20}{hours:10,.2f} h" for step, hours in self.hours.items())
+        learned = f", {self.learn:,.1f} learned from" if self.seen else ", and a head in no time"
         size = self.tiles * (self.features + self.descriptor) * FLOAT / 1e9
         return (
             f"{self.slides} slides, about {self.tiles:,} tiles (counted on up to {SAMPLE_SLIDES} "
             f"slides). Measured on {self.device}: {self.read:,.0f} tiles a second read, "
-            f"{self.encode:,.1f} encoded, {self.learn:,.1f} learned from.{steps}"
+            f"{self.encode:,.1f} encoded{learned}.{steps}"
             f"\n  {'disk':20}{size:10,.2f} GB of features and descriptors"
         )
 

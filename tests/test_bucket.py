@@ -155,6 +155,14 @@ def test_a_listing_without_an_end_ends(bucket: Bucket) -> None:
     assert list_bucket(bucket.url, "C/", wait_s=0.01) == []
 
 
+def test_a_listing_that_goes_on_and_on_is_refused(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sslpath.datasets.bucket.MAX_PAGES", 2)  # there are three
+    with pytest.raises(DataError, match="no end"):
+        list_bucket(bucket.url, "C/", wait_s=0.01)
+
+
 def test_checksums_of_both_kinds_are_read_and_nonsense_is_passed_over() -> None:
     md5, sha = "0" * 32, "A" * 64
     text = f"{md5}  images/a.tif\n{sha} *./B.xml\nhello\n\n{md5}  c.tif\n{'1' * 32}  x/c.tif\n"

@@ -539,6 +539,9 @@ def test_views_are_embedded_learned_from_and_must_be_of_the_same_encoder(
     assert "2 augmented views of each tile" in capsys.readouterr().out
     settings = json.loads((tmp_path / "with" / "config.json").read_text())
     assert (settings["training"]["twins"], settings["model"]["dropout"]) == (0.2, 0.0)
+    run("train", tiles, "--features", deep, *near, "--twins", 0, "--out", tmp_path / "single")
+    settings = json.loads((tmp_path / "single" / "config.json").read_text())
+    assert settings["training"]["twins"] == 0
     ours = tmp_path / "ours"
     run("embed", tiles, "--run", tmp_path / "with", "--features", deep, "--out", ours)
     with h5py.File(ours / "phantom_000.h5") as file:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Options that are handed on to `sslpath train`, if they are given.
 TRAINING = ("near_tiles", "far_tiles", "steps", "slides_per_batch", "tiles_per_slide", "lr")
-MPP, TILE_PX, DATA = 0.5, 224, "Camelyon16, test slides"
+MPP, TILE_PX = 0.5, 224
 
 
 def add(commands: "Commands") -> None:
@@ -138,6 +138,8 @@ def _to_results(
     options: argparse.Namespace, training: "TrainConfig", table: Path
 ) -> list[list[Any]]:
     """The commands from the table of tiles to the results."""
+    from sslpath.paper_table import DATA
+
     imagenet, run_dir, spatial = (options.out / name for name in ("imagenet", "run", "spatial"))
     weights = ["--arch", options.arch, "--input-px", options.input_px]
     weights += _option("imagenet_weights", options.imagenet_weights)
@@ -153,7 +155,7 @@ def _to_results(
         ["embed", table, "--run", run_dir, *known, *on, "--out", spatial],
         [
             *("evaluate", table, "--descriptors", f"spatial={spatial}", f"imagenet={imagenet}"),
-            *(*distances, "--seed", options.seed, "--data", DATA),
+            *(*distances, "--seed", options.seed, "--data", DATA.value),
             *("--out", options.out / "results.json", "--figures", options.out / "figures"),
         ],
     ]

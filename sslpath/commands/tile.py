@@ -113,8 +113,6 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath tile``."""
-    import numpy as np
-
     from sslpath.table import save_tiles, split_by_patient
 
     failures: list[Any] = []
@@ -125,7 +123,9 @@ def run(options: argparse.Namespace) -> int:
     if options.patients is not None:
         tiles = _with_patients(tiles, options.patients)
     if options.camelyon16:
-        tiles["split"] = np.where(tiles["slide_id"].str.startswith("test"), "test", "train")
+        from sslpath.datasets.camelyon16 import split_of
+
+        tiles["split"] = tiles["slide_id"].map(split_of).astype("str")
     if not tiles["split"].isin(["train", "test"]).all():
         tiles = split_by_patient(tiles)
     save_tiles(tiles, options.out)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 TRAINING = (
     *("near_tiles", "far_tiles", "pairs", "margin", "steps", "lr"),
-    *("slides_per_batch", "tiles_per_slide"),
+    *("slides_per_batch", "tiles_per_slide", "twins"),
 )
 
 
@@ -89,6 +89,13 @@ def add(commands: "Commands") -> None:
         type=count,
         help="training steps (default 150; 400 on features of several depths; 5000 unless frozen)",
     )
+    p.add_argument(
+        "--twins",
+        type=float,
+        metavar="SHARE",
+        help="share of a batch that are tiles of it again, in another view (default 0.2 on views "
+        "of several depths, which suits slides of several laboratories; else 0)",
+    )
     p.add_argument("--lr", type=positive, help="peak learning rate")
     p.add_argument("--slides-per-batch", type=count, help="slides in a batch")
     p.add_argument("--tiles-per-slide", type=count, help="tiles of each slide in a batch")
@@ -117,7 +124,8 @@ def run(options: argparse.Namespace) -> int:
         )
         if "blocks" in about:
             suited = default_config("frozen", depths=True, views=len(views) > 0)
-            config = replace(config, steps=options.steps or suited.steps, twins=suited.twins)
+            twins = suited.twins if options.twins is None else options.twins
+            config = replace(config, steps=options.steps or suited.steps, twins=twins)
             model = replace(model, dropout=default_dropout(depths=True, views=len(views) > 0))
     elif options.depths:
         raise ConfigError("--depths is for a frozen trunk: leave it out, or --trunk.")

@@ -20,11 +20,13 @@ import defusedxml
 import defusedxml.ElementTree
 from tqdm import tqdm
 
-from sslpath.datasets.download import ChecksumError, download, fetch
-from sslpath.errors import DataError
+from sslpath.datasets.download import download, fetch
+from sslpath.errors import ChecksumError, DataError
 
 # What a folder of ours may hold: plain names, no drive, no way up.
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]*")
+
+MAX_PAGES = 10_000  # of 1,000 files each, as S3 makes them
 
 
 class Remote(NamedTuple):
@@ -55,7 +57,7 @@ def list_bucket(url: str, prefix: str, *, attempts: int = 5, wait_s: float = 2.0
     """
     found: list[Remote] = []
     token: str | None = None
-    while True:
+    for _ in range(MAX_PAGES):
         query = {"list-type": "2", "prefix": prefix}
         if token is not None:
             query["continuation-token"] = token
@@ -72,6 +74,7 @@ def list_bucket(url: str, prefix: str, *, attempts: int = 5, wait_s: float = 2.0
         if root.findtext("{*}IsTruncated") != "true" or not following or following == token:
             return found
         token = following
+    raise DataError(f"The listing of {url} has no end; it is no bucket to fetch from.")
 
 
 def place_of(key: str, prefix: str, folder: Path) -> Path:

@@ -12,8 +12,9 @@ What this module does not do: look at pixels; outlines are what labels come from
 import csv
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -28,8 +29,9 @@ from sslpath.datasets.bucket import (
 )
 from sslpath.datasets.download import fetch
 from sslpath.datasets.registry import CAMELYON16
-from sslpath.errors import ConfigError, DataError
+from sslpath.errors import ConfigError, DataError, SlideError
 from sslpath.files import atomic_path
+from sslpath.slides import Slide
 
 URL, PREFIX = CAMELYON16.url, CAMELYON16.file
 # In these slides not all tumour is outlined (README of the data): the rest is unknown, not normal.
@@ -61,7 +63,8 @@ class CamelyonSlide:
         split: The official one.
         tumour: Whether it holds tumour; None of a test slide without ``reference.csv``.
         exhaustive: Whether all tumour is outlined.
-        centre: ``Radboud`` or ``Utrecht``, if ``reference.csv`` tells.
+        centre: ``Radboud`` or ``Utrecht``, if ``reference.csv`` tells; ``slides.csv`` has that of
+            the other slides too, by their pixel size.
         outlines: The ASAP XML, if there is one.
     """
 
@@ -93,13 +96,9 @@ def fetch_camelyon16(
     files: Iterable[Remote],
     *,
     url: str = URL,
-    prefix: str = PREFIX,
     workers: int = 4,
     verify: bool = False,
     strict: bool = False,
-    progress: bool = True,
-    attempts: int = 5,
-    wait_s: float = 2.0,
 ) -> tuple[list[CamelyonSlide], list[Lost]]:
     """Download files of Camelyon16, unpack outlines, and write down which slide is what.
 
@@ -107,13 +106,9 @@ def fetch_camelyon16(
         folder: Where they go; it also gets ``slides.csv``.
         files: Of the bucket, see :func:`choose`.
         url: Address of the bucket.
-        prefix: What its keys start with.
-        workers: Files at a time.
-        verify: Whether to compare the checksums of files that are there already.
-        strict: Whether the first file that does not come stops all.
-        progress: Whether to draw a bar.
-        attempts: Tries of each file.
-        wait_s: Seconds before the second try; doubles with every further one.
+        workers: See :func:`sslpath.datasets.bucket.download_all`.
+        verify: Likewise.
+        strict: Likewise.
 
     Returns:
         The slides of the folder, and the files that did not come.
@@ -125,21 +120,27 @@ def fetch_camelyon16(
     sums: dict[str, str] = {}
     for one in files:
         if Path(one.key).name.lower() == CHECKSUMS:
-            address = f"{url}/{one.key}"
-            sums |= read_checksums(
-                fetch(address, attempts=attempts, wait_s=wait_s).decode("utf-8", "replace")
-            )
+            sums |= read_checksums(fetch(f"{url}/{one.key}").decode("utf-8", "replace"))
     lost = download_all(
-        files, url, prefix, folder, checksums=sums, workers=workers, verify=verify,
-        strict=strict, progress=progress, attempts=attempts, wait_s=wait_s,
-    )  # fmt: skip
+        files, url, PREFIX, folder, checksums=sums, workers=workers, verify=verify, strict=strict
+    )
     for one in files:
-        place = place_of(one.key, prefix, folder)
+        place = place_of(one.key, PREFIX, folder)
         if place.name.lower() == ARCHIVE and place.exists():
             unpack_outlines(place, folder / "annotations")
-    slides = find_camelyon16(folder)
+    slides = [_with_centre(one) for one in find_camelyon16(folder)]
     write_manifest(slides, folder / MANIFEST)
     return slides, lost
+
+
+def _with_centre(one: CamelyonSlide) -> CamelyonSlide:
+    """Tell the centre by the scanner's pixel size where ``reference.csv`` does not say it."""
+    if one.centre is not None:
+        return one
+    try:
+        return replace(one, centre=centre_of(Slide(one.path).mpp))
+    except SlideError:  # a broken slide is for `sslpath tile` to report
+        return one
 
 
 def choose(
@@ -193,6 +194,11 @@ def choose(
     return [one for one in files if needed(one.key)]
 
 
+def split_of(slide_id: str) -> Literal["train", "test"]:
+    """The official split of a slide, by its name."""
+    return "test" if slide_id.lower().startswith("test") else "train"
+
+
 def find_camelyon16(folder: str | Path) -> list[CamelyonSlide]:
     """All slides of a copy of Camelyon16, in order of their names.
 
@@ -222,7 +228,7 @@ def _slide(
     return CamelyonSlide(
         slide_id=name,
         path=path,
-        split="test" if name.startswith("test") else "train",
+        split=split_of(name),
         tumour=tumour,
         exhaustive=name not in NOT_EXHAUSTIVE,
         centre=centre,
@@ -298,7 +304,7 @@ def unpack_outlines(archive: str | Path, folder: str | Path) -> list[Path]:
     Raises:
         DataError: If the archive is damaged, or one of its files is absurdly large.
     """
-    made = []
+    bodies: dict[Path, bytes] = {}
     try:
         with zipfile.ZipFile(archive) as opened:
             for member in opened.infolist():
@@ -311,12 +317,13 @@ def unpack_outlines(archive: str | Path, folder: str | Path) -> list[Path]:
                         f"{member.filename} in {archive} would have {member.file_size / 1e6:.0f} "
                         "MB; outlines have a few. The archive was not unpacked."
                     )
-                with atomic_path(target) as temporary:
-                    temporary.write_bytes(opened.read(member))
-                made.append(target)
-    except (zipfile.BadZipFile, EOFError, ValueError, OSError) as error:
+                bodies[target] = opened.read(member)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
         raise DataError(f"{archive} is damaged: {error}. Delete it and fetch it again.") from error
-    return made
+    for target, body in bodies.items():
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(body)
+    return list(bodies)
 
 
 def write_manifest(slides: Iterable[CamelyonSlide], path: str | Path) -> None:

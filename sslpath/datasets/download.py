@@ -17,17 +17,13 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from sslpath.errors import ConfigError, DataError
+from sslpath.errors import ChecksumError, ConfigError, DataError
 
 CHUNK = 1 << 20
 BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 HASHES = {32: "MD5", 64: "SHA-256"}  # by hexadecimal digits
 LISTING_BYTES = 64 << 20
 T = TypeVar("T")
-
-
-class ChecksumError(DataError):
-    """A file came, or was there, with another checksum than it should have."""
 
 
 def download(
