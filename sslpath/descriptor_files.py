@@ -5,6 +5,7 @@ the tile's top-left corner, level-0 px. What made the descriptors is its attribu
 Beside them ``failed.csv`` lists the tiles that could not be read.
 """
 
+import io
 import json
 import math
 import re
@@ -23,6 +24,7 @@ from sslpath.files import atomic_path
 
 FAILED = "failed.csv"
 FAILURE = {"slide_id": "str", "x": "int64", "y": "int64", "error": "str"}
+MAX_BYTES = 16 << 30  # of the descriptors of one slide in memory: half a million of 8,000 numbers
 CHUNK_BYTES = 1 << 20  # chunks of one row make reading slow; 1 MiB fits HDF5's chunk cache
 
 
@@ -87,13 +89,17 @@ def write_descriptors(
     features = np.asarray(features, np.float32)
     check(features, coords, f"the descriptors of {slide_id!r}", "the encoder's output")
     rows = max(1, min(len(features), CHUNK_BYTES // max(1, features.shape[1] * 4)))
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    # Made in memory: where a disk is full, HDF5 itself ends the whole process.
+    made = io.BytesIO()
+    with h5py.File(made, "w") as file:
         file.attrs["slide_id"] = path.stem  # the name, but for characters HDF5 refuses too
         file.attrs["provenance"] = canonical(attrs or {})
         for name, data in (("features", features), ("coords", np.asarray(coords, np.int64))):
             width = data.shape[1]
             file.create_dataset(name, data=data, chunks=(rows, width), maxshape=(None, width))
         file["coords"].attrs.update({"name": path.stem, **(coords_attrs or {})})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(made.getbuffer())
     return path
 
 
@@ -134,11 +140,16 @@ def patch_attrs(tiles: pd.DataFrame, slide_id: str, folder: str | Path) -> dict[
     return about
 
 
-def load_slide(path: str | Path) -> SlideDescriptors:
+def load_slide(path: str | Path, *, max_bytes: int = MAX_BYTES) -> SlideDescriptors:
     """Read one file of descriptors: ours, CLAM's or TRIDENT's.
 
+    Args:
+        path: The file.
+        max_bytes: Refuse what would take more memory than this: a small file can claim any size.
+
     Raises:
-        DescriptorError: If the file is missing, cut short, holds something else, or NaN.
+        DescriptorError: If the file is missing, cut short, holds something else, NaN, or more than
+            ``max_bytes``.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -148,6 +159,12 @@ def load_slide(path: str | Path) -> SlideDescriptors:
                         f"{path} has no dataset `{name}`; it holds {sorted(file)}. "
                         "Descriptors are `features` (n, d) and `coords` (n, 2), one file a slide: "
                         "make them with `sslpath embed`, CLAM or TRIDENT."
+                    )
+                if file[name].nbytes > max_bytes:
+                    raise DescriptorError(
+                        f"{path} claims {file[name].nbytes / 1e9:,.0f} GB of `{name}`, more than "
+                        f"the limit of {max_bytes / 1e9:,.0f} GB. If that is right, read it with "
+                        "load_slide(path, max_bytes=...); else delete it."
                     )
                 if not _whole(file[name]):
                     raise DescriptorError(

@@ -38,6 +38,7 @@ from sslpath.descriptor_files import (
     write_failures,
 )
 from sslpath.errors import DescriptorError, SlideError, TileReadError
+from sslpath.files import only_one
 from sslpath.sources import TileSource
 
 __all__ = [
@@ -210,7 +211,22 @@ def compute(
 
     Raises:
         DescriptorError: If the encoder returns another number of descriptors than tiles, or NaN.
+        BusyError: If another process computes descriptors in the folder.
     """
+    with only_one(folder):
+        return _compute(tiles, encode, source, folder, attrs, batch, workers, progress)
+
+
+def _compute(
+    tiles: pd.DataFrame,
+    encode: Encode,
+    source: TileSource,
+    folder: str | Path,
+    attrs: Mapping[str, Any],
+    batch: int,
+    workers: int,
+    progress: bool,
+) -> pd.DataFrame:
     made_by = {**attrs, "mpp": tiles.attrs["mpp"], "tile_px": tiles.attrs["tile_px"]}
     kept: dict[str, SlideDescriptors] = {}  # what an unfinished file already holds
     corners: dict[str, NDArray[np.int64]] = {}

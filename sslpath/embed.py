@@ -25,7 +25,7 @@ from sslpath.descriptor_files import (
 )
 from sslpath.descriptors import compute, read_descriptors, rgb_features
 from sslpath.errors import DescriptorError, WeightsError
-from sslpath.files import sha256
+from sslpath.files import only_one, sha256
 from sslpath.imagenet import Encoder, check_provenance
 from sslpath.model import SiameseNetwork, load_model
 from sslpath.runs import CHECKPOINT, read_settings
@@ -144,10 +144,11 @@ def embed_run(
     if features is not None:
         check_provenance(network.config.encoder, features_provenance(features, tiles), str(run))
         known, found = read_descriptors(features, tiles, missing="drop")
-        store(tiles[found], network.encode(known), folder, about)
         failed = tiles.loc[~found, ["slide_id", "x", "y"]]
         failed = failed.assign(error=f"no features in {features}")
-        write_failures(folder, list(failed.itertuples(index=False, name=None)))
+        with only_one(folder):
+            store(tiles[found], network.encode(known), folder, about)
+            write_failures(folder, list(failed.itertuples(index=False, name=None)))
         return failed
     if encoder is None:
         raise WeightsError(

@@ -44,5 +44,9 @@ class ChecksumError(DataError):
     """A file came, or was there, with another checksum than it should have."""
 
 
+class BusyError(SslpathError):
+    """Another process is working in the folder."""
+
+
 class ConfigError(SslpathError):
     """Settings contradict each other or the data at hand."""

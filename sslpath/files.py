@@ -5,6 +5,7 @@ whoever finds the target finds all of it. What a killed process left of a target
 next one that writes the same target on the same machine.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from sslpath.errors import BusyError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # Processes are told apart by number on one machine only, and folders may be shared by several.
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
@@ -27,7 +35,8 @@ os.umask(_UMASK)
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``target`` if the block ends without an error.
 
-    The temporary name keeps the target's ending, since some writers choose a format by it.
+    The temporary name keeps the target's ending, since some writers choose a format by it. An
+    ``OSError`` of the block that names no file, such as a full disk, gets the target's name.
 
     Example:
         >>> import tempfile
@@ -45,6 +54,11 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
         temporary.replace(target)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # A disk that is full, say: name the file that the user knows.
+        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -69,6 +83,37 @@ def _lives(process: int) -> bool:
     except OSError:  # another user's
         return True
     return True
+
+
+@contextmanager
+def only_one(folder: str | Path) -> Iterator[None]:
+    """Keep other processes of this machine from working in ``folder`` while the block runs.
+
+    The lock is the operating system's, on the folder itself: it leaves no file, and ends with the
+    process that holds it, however that ends. Where there is none (Windows, some network disks)
+    nothing is locked.
+
+    Raises:
+        BusyError: If another process has it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise BusyError(
+                    f"Another process is working in {folder}. Wait for it, or choose another "
+                    "folder."
+                ) from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_json(path: str | Path, value: Any) -> None:

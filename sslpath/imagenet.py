@@ -7,9 +7,11 @@ travels with what it computed, so features of one encoder never meet a head trai
 What this module does not do: pathology foundation models, and any file that needs pickle's code.
 """
 
+import copy
 import hashlib
 import pickle
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sslpath.backbones import Precision, architecture, make_trunk, resolve_precision
 from sslpath.depths import Depths
@@ -33,6 +36,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VERSION = "IMAGENET1K_V1"
 # What must agree between the features a head was trained on and those it is given.
 IDENTITY = ("arch", "sha256", "input_px")
+PROBE_PX = 128  # side of the images on which a folded network is compared
 
 
 def prepare(images: Tensor, input_px: int) -> Tensor:
@@ -55,11 +59,14 @@ class Encoder:
 
     Attributes:
         trunk: The network, in evaluation mode.
+        folded: What computes the features: the same, its normalisations folded into its
+            convolutions, which is faster.
         provenance: ``arch``, ``weights`` (a name), ``sha256`` of the weights, ``input_px``,
             ``precision``, and with :class:`sslpath.depths.Depths` their ``blocks``.
     """
 
     trunk: nn.Module
+    folded: nn.Module
     provenance: dict[str, Any]
 
     @property
@@ -97,7 +104,7 @@ class Encoder:
         result = np.empty((len(tiles), self.dim), np.float32)
         for start in range(0, len(tiles), batch):
             part = tiles[start : start + batch]
-            result[start : start + batch] = run_trunk(self.trunk, part, self.input_px, dtype)
+            result[start : start + batch] = run_trunk(self.folded, part, self.input_px, dtype)
         return result
 
 
@@ -194,9 +201,11 @@ def _encoder(
     device: str | torch.device,
     depths: bool = False,
 ) -> Encoder:
-    trunk = Depths(trunk) if depths else trunk
-    trunk.eval().requires_grad_(False).to(device)
-    trunk.to(memory_format=torch.channels_last)
+    trunk.eval().requires_grad_(False)
+    both = [trunk, fold_normalisations(trunk)]
+    if depths:
+        both = [Depths(network) for network in both]
+    trunk, folded = (network.to(device).to(memory_format=torch.channels_last) for network in both)
     dtype = str(resolve_precision(precision, arch, device)).removeprefix("torch.")
     provenance = {
         "arch": arch,
@@ -207,7 +216,32 @@ def _encoder(
     }
     if isinstance(trunk, Depths):
         provenance["blocks"] = list(trunk.blocks)
-    return Encoder(trunk, provenance)
+    return Encoder(trunk, folded, provenance)
+
+
+def fold_normalisations(trunk: nn.Module) -> nn.Module:
+    """A copy of a network in evaluation mode whose batch normalisations are in its convolutions.
+
+    They are taken to belong together where one follows the other in a module; a network that
+    answers otherwise when it is folded so comes back as it is.
+    """
+    folded = copy.deepcopy(trunk)
+    for module in list(folded.modules()):
+        for (first, conv), (second, norm) in pairwise(list(module.named_children())):
+            if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+                continue
+            if conv.out_channels == norm.num_features:
+                setattr(module, first, fuse_conv_bn_eval(conv, norm))
+                setattr(module, second, nn.Identity())
+    # Drawn apart from PyTorch's global random state, which is the caller's.
+    images = torch.randn(2, 3, PROBE_PX, PROBE_PX, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():
+            before, after = trunk(images), folded(images)
+    except (AssertionError, RuntimeError):  # of another size of image
+        return trunk
+    same = torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
+    return folded if same else trunk
 
 
 def download_weights(arch: str, url: str | None = None, *, progress: bool = True) -> Path:

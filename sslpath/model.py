@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sslpath.backbones import architecture, make_trunk, resolve_precision
@@ -319,7 +319,7 @@ def save_model(network: SiameseNetwork, path: str | Path, *, small: bool = False
     if small:
         state = _shrunk(state)
     with atomic_path(path) as temporary:
-        save_file(state, temporary, {HEADER: json.dumps(asdict(network.config))})
+        temporary.write_bytes(save(state, {HEADER: json.dumps(asdict(network.config))}))
 
 
 def _shrunk(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -348,6 +348,21 @@ def _grown(state: dict[str, Tensor]) -> dict[str, Tensor]:
         step = state[key].reshape(-1, *[1] * (matrix.ndim - 1))
         grown[key.removesuffix(ROWS)] = matrix * step
     return grown
+
+
+def _check_head(config: ModelConfig, state: dict[str, Tensor]) -> None:
+    """Compare a header with the tensors: one that lies about sizes would fill the memory.
+
+    Raises:
+        ValueError: If the head is of another size.
+    """
+    sizes = config.hidden, config.feature_dim, config.descriptor_dim
+    first, last = state["head.0.weight"].shape, state["head.4.weight"].shape
+    if (*first, *last) != (*sizes[:2], sizes[2], sizes[0]):
+        raise ValueError(
+            f"the head is {tuple(first)} and {tuple(last)}, not (hidden, feature_dim) and "
+            f"(descriptor_dim, hidden) of {sizes}"
+        )
 
 
 def load_model(
@@ -389,9 +404,12 @@ def load_model(
     try:
         found = json.loads(metadata[HEADER])
         known = {each.name for each in fields(ModelConfig)}
-        network = SiameseNetwork(ModelConfig(**{k: v for k, v in found.items() if k in known}))
-        network.load_state_dict(_grown(state))
-    except (ValueError, TypeError, KeyError, ConfigError, RuntimeError) as error:
+        config = ModelConfig(**{k: v for k, v in found.items() if k in known})
+        state = _grown(state)
+        _check_head(config, state)
+        network = SiameseNetwork(config)
+        network.load_state_dict(state)
+    except (ValueError, TypeError, KeyError, AttributeError, ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"The tensors in {path} do not fit its own header: {reason}.") from error
     wanted = {"arch": arch, "trunk": trunk, "descriptor_dim": descriptor_dim}

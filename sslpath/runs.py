@@ -2,7 +2,7 @@
 
 A state is one file, moved into place when whole: whoever finds it finds the weights, the
 optimiser's moments and the step that belong together. Nothing in the folder is ever unpickled.
-What this module does not do: keep several states, or guard against two runs in one folder.
+What this module does not do: keep several states.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sslpath.errors import ConfigError, WeightsError
@@ -76,7 +76,7 @@ def save_state(run: Path, network: nn.Module, optimiser: torch.optim.Optimizer, 
             tensors[f"optimiser.{name}.{key}"] = value
     whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with atomic_path(run / STATE) as temporary:
-        save_file(whole, temporary, {"step": str(step)})
+        temporary.write_bytes(save(whole, {"step": str(step)}))
 
 
 def load_state(run: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> int:

@@ -20,6 +20,11 @@ from PIL import Image
 from sslpath.errors import DataError, TableError, TileReadError
 from sslpath.slides import Slide
 
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, Image.DecompressionBombError),
+)
+
 
 class TileSource(Protocol):
     """Anything that can read the pixels of rows of a table of tiles."""
@@ -170,6 +175,13 @@ class ZipTiles:
 
     def _tile(self, archive: zipfile.ZipFile, name: str) -> NDArray[np.uint8]:
         try:
+            # Four bytes a pixel and a header: an image that needs more is none of a tile.
+            size, most = archive.getinfo(name).file_size, 4 * self.tile_px**2 + 2**20
+            if size > most:
+                raise TileReadError(
+                    f"{name} in {self.path} would unpack to {size:,} bytes; a tile of "
+                    f"{self.tile_px} px has {most:,} at most. Leave the tile out."
+                )
             with Image.open(io.BytesIO(archive.read(name))) as image:
                 if image.size != (self.tile_px, self.tile_px):
                     raise TileReadError(
@@ -181,7 +193,7 @@ class ZipTiles:
             raise TileReadError(
                 f"{self.path} has no tile {name}: the table belongs to another archive."
             ) from error
-        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise TileReadError(
                 f"Cannot decode {name} in {self.path}: {error}. The archive is damaged there; "
                 "fetch it again or leave the tile out."

@@ -36,6 +36,9 @@ MASK_MAX_PX = 8192
 # A slide of 0.2525 um may be read at 0.25, but one of 0.5 um has no detail of 0.25 um to show.
 MAX_UPSAMPLING = 1.1
 TIMEOUT_S = 600.0
+# The largest slides have some hundred thousand tiles. A header that announces more is a lie that
+# would fill the memory.
+MAX_PLACES = 20_000_000
 
 
 class Failure(NamedTuple):
@@ -95,6 +98,7 @@ def tile_slide(
     tumour_share: float = 0.5,
     max_tiles: int | None = None,
     seed: int = 0,
+    max_places: int = MAX_PLACES,
 ) -> pd.DataFrame:
     """Tile one slide.
 
@@ -109,12 +113,14 @@ def tile_slide(
         tumour_share: Least share of a tumour tile that lies in tumour.
         max_tiles: Keep at most so many tiles, drawn at random, all equally likely.
         seed: Of that draw; the slide's name is added, so slides do not depend on each other.
+        max_places: Refuse a slide whose grid would have more places than this.
 
     Returns:
         A table of tiles, row by row over the slide; empty if there is no tissue.
 
     Raises:
-        SlideError: If the slide cannot be read, or is coarser than the tiles shall be.
+        SlideError: If the slide cannot be read, is coarser than the tiles shall be, or is absurdly
+            large for its tiles.
         PixelSizeError: If its pixel size is unknown.
         AnnotationError: If all outlines lie outside the slide.
 
@@ -138,12 +144,9 @@ def tile_slide(
             f"The slide {slide.path} has {slide.mpp:g} um a pixel: tiles at {mpp:g} um would be "
             f"made-up detail. Use an mpp of {slide.mpp:.3g} or more."
         )
-    side = tile_px * scale
-    corners = grid(
-        slide.dimensions,
-        side_px=side,
-        pitch_px=None if stride_px is None else stride_px * scale,
-    )
+    side, pitch = tile_px * scale, (stride_px or tile_px) * scale
+    _check_places(slide, pitch, max_places)
+    corners = grid(slide.dimensions, side_px=side, pitch_px=pitch)
     tissue = _tissue(slide, corners, side)
     keep = np.flatnonzero(tissue >= min_tissue)
     if max_tiles is not None and len(keep) > max_tiles:
@@ -194,6 +197,7 @@ def tile_slides(
     tumour_share: float = 0.5,
     max_tiles: int | None = None,
     seed: int = 0,
+    max_places: int = MAX_PLACES,
     workers: int = 1,
     timeout_s: float = TIMEOUT_S,
     on_error: Literal["record", "raise"] = "record",
@@ -215,6 +219,7 @@ def tile_slides(
         tumour_share: Likewise.
         max_tiles: Likewise, for each slide.
         seed: Likewise.
+        max_places: Likewise.
         workers: Processes; 1 works in this one, which a file that crashes or hangs its reader
             takes along.
         timeout_s: Seconds for a slide, with several workers; one that takes longer is broken.
@@ -246,6 +251,7 @@ def tile_slides(
         tumour_share=tumour_share,
         max_tiles=max_tiles,
         seed=seed,
+        max_places=max_places,
     )
     tables: dict[int, pd.DataFrame] = {}
     failures: dict[int, Failure] = {}
@@ -270,6 +276,18 @@ def _check_settings(min_tissue: float, tumour_share: float, max_tiles: int | Non
         raise ConfigError(f"tumour_share is a fraction above 0 up to 1, not {tumour_share:g}.")
     if max_tiles is not None and max_tiles < 1:
         raise ConfigError(f"max_tiles is at least 1, not {max_tiles}.")
+
+
+def _check_places(slide: Slide, pitch: float, limit: int) -> None:
+    """Refuse a slide of absurd size before anything is made for each of its places."""
+    places = math.prod(side / max(pitch, 1.0) for side in slide.dimensions)
+    if places > limit:
+        width, height = slide.dimensions
+        raise SlideError(
+            f"The slide {slide.path} claims {width} x {height} px: {places:.3g} places for tiles, "
+            f"more than {limit:,}. It is damaged, or the tiles are very small: then raise the "
+            "limit, `--max-places` on the command line, `max_places=` in Python."
+        )
 
 
 def _check_ids(slides: list[Slide]) -> None:

@@ -30,6 +30,7 @@ from sslpath.augment import augment
 from sslpath.backbones import Precision, pick_device, resolve_precision
 from sslpath.batches import Batch, Batches
 from sslpath.errors import ConfigError
+from sslpath.files import only_one
 from sslpath.imagenet import Encoder
 from sslpath.model import (
     ModelConfig,
@@ -108,6 +109,7 @@ def train(
         ConfigError: If the settings contradict the data or the run in the folder, or the loss is
             no longer finite.
         WeightsError: If the state to resume from is damaged.
+        BusyError: If another process trains in the folder.
         TileReadError: If fewer than two tiles of a batch can be read.
     """
     if encoder is not None and model_config.trunk != "scratch":
@@ -123,17 +125,18 @@ def train(
         known = np.stack([np.asarray(each[chosen], np.float32) for each in (features, *views)])
     where = pick_device(device)
     run = Path(run_dir)
-    claim(run, _settings(part, known, config, model_config))
-    if (run / CHECKPOINT).exists():
-        return load_model(run / CHECKPOINT).to(where)
+    with only_one(run):
+        claim(run, _settings(part, known, config, model_config))
+        if (run / CHECKPOINT).exists():
+            return load_model(run / CHECKPOINT).to(where)
 
-    # The caller's random state is left as it was.
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        network = _start(model_config, encoder, known).to(where)
-        _loop(run, network, Batches(part, config, source), known, config, workers, progress)
-    _warn_if_collapsed(run)
-    save_model(network, run / CHECKPOINT)
+        # The caller's random state is left as it was.
+        with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+            torch.manual_seed(config.seed)
+            network = _start(model_config, encoder, known).to(where)
+            _loop(run, network, Batches(part, config, source), known, config, workers, progress)
+        _warn_if_collapsed(run)
+        save_model(network, run / CHECKPOINT)
     return network.eval()
 
 

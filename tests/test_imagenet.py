@@ -63,6 +63,40 @@ def test_the_trunk_of_every_architecture_has_the_length_it_claims(arch: str) -> 
     assert url.endswith(".pth")
 
 
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_normalisations_are_folded_without_a_change_of_features(arch: str) -> None:
+    trunk = make_trunk(arch).eval()
+    for module in trunk.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as if it had been trained
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    folded = imagenet.fold_normalisations(trunk)
+    left = [
+        sum(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+        for network in (trunk, folded)
+    ]
+    assert left[1] < left[0] or left == [0, 0]  # ConvNeXt has none
+    images = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        expected = trunk(images)
+        assert torch.allclose(folded(images), expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_network_whose_normalisation_is_not_of_the_convolution_before_it_stays() -> None:
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+            self.norm = torch.nn.BatchNorm2d(3)
+            self.norm.running_mean.fill_(1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.norm(x)).relu().mean(dim=(2, 3))
+
+    network = Odd().eval()
+    assert imagenet.fold_normalisations(network) is network
+
+
 @pytest.mark.parametrize(("side", "tolerance"), [(64, 1e-5), (80, 0.03)])
 def test_features_are_those_of_torchvision_itself(
     side: int, tolerance: float, weights: Path, state: dict[str, Tensor]

@@ -61,9 +61,20 @@ def test_an_experiment_killed_at_random_moments_ends_the_same(tmp_path: Path) ->
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
                 done += 1
+                print(f"killed in: {step(folder)}")
             finish(start(bucket, folder, weights))
             same(tmp_path / "whole", folder)
             print(f"{done} kills, {begun} experiments: the same")
+
+
+def step(folder: Path) -> str:
+    """What an experiment was at when it was killed, by what it had not finished."""
+    last = {
+        "downloading": "c16/slides.csv", "tiling": "out/tiles.parquet",
+        "ImageNet": "out/run/config.json", "training": "out/run/checkpoint.safetensors",
+        "embedding": "out/spatial/test_114.h5",
+    }  # fmt: skip
+    return next((name for name, file in last.items() if not (folder / file).exists()), "evaluating")
 
 
 def same(whole: Path, killed: Path) -> None:

@@ -108,6 +108,14 @@ def add(commands: "Commands") -> None:
         metavar="SECONDS",
         help="with several workers: a slide that takes longer counts as broken (default 600)",
     )
+    p.add_argument(
+        "--max-places",
+        type=count,
+        default=20_000_000,
+        metavar="N",
+        help="a slide whose grid has more places than this counts as broken: its header claims an "
+        "absurd size (default 20 million)",
+    )
     p.add_argument("--strict", action="store_true", help="stop at the first broken slide")
 
 
@@ -175,6 +183,7 @@ def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]
         not_exhaustive=options.not_exhaustive or (),
         no_tumour=options.no_tumour or (),
         max_tiles=options.max_tiles,
+        max_places=options.max_places,
         workers=options.workers,
         timeout_s=options.timeout,
         on_error="raise" if options.strict else "record",

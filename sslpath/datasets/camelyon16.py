@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sslpath.datasets.bucket import (
     Lost,
@@ -30,7 +30,7 @@ from sslpath.datasets.bucket import (
 from sslpath.datasets.download import fetch
 from sslpath.datasets.registry import CAMELYON16
 from sslpath.errors import ConfigError, DataError, SlideError
-from sslpath.files import atomic_path
+from sslpath.files import atomic_path, only_one
 from sslpath.slides import Slide
 
 URL, PREFIX = CAMELYON16.url, CAMELYON16.file
@@ -115,21 +115,22 @@ def fetch_camelyon16(
 
     Raises:
         DataError: If nothing comes, or what comes is not Camelyon16.
+        BusyError: If another process fetches into the folder.
     """
     folder, files = Path(folder), list(files)
     sums: dict[str, str] = {}
     for one in files:
         if Path(one.key).name.lower() == CHECKSUMS:
             sums |= read_checksums(fetch(f"{url}/{one.key}").decode("utf-8", "replace"))
-    lost = download_all(
-        files, url, PREFIX, folder, checksums=sums, workers=workers, verify=verify, strict=strict
-    )
-    for one in files:
-        place = place_of(one.key, PREFIX, folder)
-        if place.name.lower() == ARCHIVE and place.exists():
-            unpack_outlines(place, folder / "annotations")
-    slides = [_with_centre(one) for one in find_camelyon16(folder)]
-    write_manifest(slides, folder / MANIFEST)
+    how: dict[str, Any] = {"workers": workers, "verify": verify, "strict": strict}
+    with only_one(folder):
+        lost = download_all(files, url, PREFIX, folder, checksums=sums, **how)
+        for one in files:
+            place = place_of(one.key, PREFIX, folder)
+            if place.name.lower() == ARCHIVE and place.exists():
+                unpack_outlines(place, folder / "annotations")
+        slides = [_with_centre(one) for one in find_camelyon16(folder)]
+        write_manifest(slides, folder / MANIFEST)
     return slides, lost
 
 

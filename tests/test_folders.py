@@ -1,0 +1,141 @@
+"""Folders on a full disk, and folders that two runs share: nothing that was there is lost.
+
+The operating system's limit on the size of a file stands for the full disk: writes fail in the
+middle.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from camelyon import random_weights
+from conftest import draw_tissue, write_slide
+from safetensors.numpy import load_file
+
+from sslpath.errors import BusyError
+from sslpath.files import only_one
+from sslpath.runs import read_log
+
+resource = pytest.importorskip("resource", reason="limits on files are of Unix")
+
+
+def run(*words: Any, most_bytes: int | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a command of sslpath, in which no file may grow beyond so many bytes."""
+    setup = "" if most_bytes is None else (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({most_bytes},) * 2); "
+    )  # fmt: skip
+    code = f"{setup}import sys; from sslpath.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True
+    )
+
+
+TILE = ("--mpp", "0.5", "--tile-px", "64", "--workers", "1")
+TRAIN = (
+    *("--near-tiles", "2", "--far-tiles", "6", "--steps", "12", "--device", "cpu"),
+    *("--slides-per-batch", "2", "--tiles-per-slide", "8"),
+)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """Two slides, their table, and features of them."""
+    (tmp_path / "slides").mkdir()
+    for i in range(2):
+        write_slide(tmp_path / "slides" / f"{i}.tif", draw_tissue(1200, 1200, i))
+    rows = "slide_id,patient_id,split\n0,0,train\n1,1,train\n"
+    (tmp_path / "patients.csv").write_text(rows)
+    done = run(
+        "tile", tmp_path / "slides", *TILE, "--patients", tmp_path / "patients.csv",
+        "--out", tmp_path / "tiles.parquet",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def features(work: Path) -> Path:
+    encoder = ("--encoder", "imagenet", "--arch", "resnet18", "--input-px", "32")
+    weights = random_weights(work / "resnet18.pth")
+    words = ("embed", work / "tiles.parquet", *encoder, "--imagenet-weights", weights)
+    done = run(*words, "--out", work / "features")
+    assert done.returncode == 0, done.stderr
+    return work / "features"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def test_a_table_that_does_not_fit_leaves_the_earlier_one(work: Path) -> None:
+    before = files(work)
+    done = run("tile", work / "slides", *TILE, "--out", work / "tiles.parquet", most_bytes=500)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "tiles" in done.stderr.splitlines()[-1]
+    assert files(work) == before
+
+
+def test_descriptors_that_do_not_fit_leave_no_half_file_and_the_next_run_finishes(
+    work: Path,
+) -> None:
+    words = ("embed", work / "tiles.parquet", "--encoder", "rgb", "--out", work / "rgb")
+    done = run(*words, most_bytes=2000)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "0.h5" in done.stderr.splitlines()[-1]
+    assert files(work / "rgb") == {}
+    assert run(*words).returncode == 0
+    assert set(files(work / "rgb")) == {"0.h5", "1.h5"}
+
+
+def test_a_state_that_does_not_fit_leaves_a_run_that_goes_on(work: Path) -> None:
+    words = ("train", work / "tiles.parquet", "--features", features(work), *TRAIN)
+    done = run(*words, "--out", work / "a", most_bytes=20_000)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "state.safetensors" in done.stderr.splitlines()[-1]
+    assert not any("tmp" in name or name.endswith(".safetensors") for name in files(work / "a"))
+    for name in ("a", "b"):  # the one goes on, the other was never disturbed
+        done = run(*words, "--out", work / name)
+        assert done.returncode == 0, done.stderr
+    one, other = (load_file(work / name / "checkpoint.safetensors") for name in ("a", "b"))
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_a_second_run_in_a_folder_is_refused_and_the_first_is_not_disturbed(work: Path) -> None:
+    words = ["train", work / "tiles.parquet", "--features", features(work), *TRAIN]
+    words[words.index("--steps") + 1] = "1500"
+    code = "import sys; from sslpath.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", code, *map(str, words), "--out", str(work / "a")]
+    first = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not (work / "a" / "log.jsonl").exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    second = run(*words, "--out", work / "a")
+    assert first.poll() is None, "the first was too fast for this test"
+    assert second.returncode == 1
+    assert f"Another process is working in {work / 'a'}" in second.stderr
+    _, said = first.communicate()
+    assert first.returncode == 0, said
+    assert len(read_log(work / "a")) == 150
+    assert run(*words, "--out", work / "a").returncode == 0  # finished, and free
+
+
+def test_a_killed_run_leaves_its_folder_free(tmp_path: Path) -> None:
+    code = "import sys, time; from sslpath.files import only_one\nwith only_one(sys.argv[1]):\n"
+    code += "    print('in', flush=True); time.sleep(60)"
+    line = [sys.executable, "-c", code, str(tmp_path)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in\n"
+    with pytest.raises(BusyError, match="Another process"), only_one(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    with only_one(tmp_path):
+        assert list(tmp_path.iterdir()) == []
