@@ -9,7 +9,7 @@ COPY := out/book
 SITE := $(COPY)/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit notebooks book lab pages clean
+.PHONY: help install demo test lint types unit notebooks book lab pages reliability clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,14 @@ lab: $(READY)  ## Open the chapters in JupyterLab
 
 pages: book  ## Look at the built pages with a headless browser, if there is one
 	SSLPATH_SITE=$(SITE) $(BIN)/pytest tests/test_pages.py
+
+reliability: $(READY)  ## Kills, faults, fuzzing, memory, anew for the book's page (two hours)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python benchmarks/reliability.py inputs
+	$(BIN)/python benchmarks/reliability.py servers
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python benchmarks/reliability.py kills
 
 clean:  ## Delete what was made, except the environment
 	rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,17 +16,19 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
+from pebble import ProcessPool
 from reliability import merge
 
 from sslpath.annotations import read_annotations, write_geojson
 from sslpath.datasets.camelyon16 import read_reference, unpack_outlines
-from sslpath.descriptor_files import load_slide, write_descriptors
+from sslpath.descriptor_files import SlideDescriptors, load_in, write_descriptors
 from sslpath.errors import SslpathError
 from sslpath.model import ModelConfig, SiameseNetwork, load_model, save_model
 from sslpath.results import read_results, row, write_results
@@ -81,6 +83,16 @@ def _descriptors(path: Path) -> None:
     made.replace(path)
 
 
+@cache
+def _pool() -> ProcessPool:
+    return ProcessPool(1)
+
+
+def _load(path: Path) -> SlideDescriptors:
+    # HDF5 itself crashes, or goes round in a circle, on some: read apart, as what is not trusted.
+    return load_in(_pool(), path, timeout_s=5)
+
+
 def _checkpoint(path: Path) -> None:
     small = {"feature_dim": 4, "hidden": 3, "descriptor_dim": 2}
     save_model(SiameseNetwork(ModelConfig("mine", **small)), path)
@@ -95,7 +107,7 @@ TARGETS = {
     "annotations in GeoJSON": Target(".geojson", _geojson, read_annotations),
     "archive of annotations": Target(".zip", _outlines, _unpack),
     "manifest": Target(".csv", _reference, lambda path: read_reference([path])),
-    "descriptors": Target(".h5", _descriptors, load_slide),
+    "descriptors": Target(".h5", _descriptors, _load),
     "checkpoint": Target(".safetensors", _checkpoint, load_model),
     "results": Target(".json", _results, read_results),
 }

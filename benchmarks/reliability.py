@@ -78,7 +78,15 @@ def servers(files: int = 200, seed: int = 0) -> list[dict[str, Any]]:
             sys.exit("the files that came are not those of the server")
     met = Counter(fault for faults in drawn.values() for fault in faults)
     return [
-        row(f"server: {kind}", "faults survived", met[kind], n=files, seed=seed, data="200 files")
+        row(
+            f"server: {kind}",
+            "faults survived",
+            met[kind],
+            n=files,
+            seed=seed,
+            data="random bytes, 100 kB a file",
+            unit="files",
+        )
         for kind in FAULTS
     ]
 
@@ -95,12 +103,9 @@ def kills(count: int) -> list[dict[str, Any]]:
         sys.exit("an experiment did not end the same")
     made, experiments = map(int, found[-1])
     steps = pd.Series(re.findall(r"killed in: (\w+)", done.stdout)).value_counts()
-    data = "Camelyon16 in miniature, from download to table"
-    rows = [row("kill -9", "kills survived", made, n=experiments, data=data)]
-    return rows + [
-        row(f"kill -9 in {step}", "kills survived", n, n=experiments, data=data)
-        for step, n in steps.items()
-    ]
+    about = {"data": "Camelyon16 in miniature, from download to table", "unit": "experiments"}
+    counts = {"kill -9": made} | {f"kill -9, while {step}": int(n) for step, n in steps.items()}
+    return [row(k, "kills survived", n, n=experiments, **about) for k, n in counts.items()]
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pebble import ProcessExpired, ProcessPool
 
 from sslpath.errors import DescriptorError
 from sslpath.files import atomic_path
@@ -164,7 +165,8 @@ def load_slide(path: str | Path, *, max_bytes: int = MAX_BYTES) -> SlideDescript
                     raise DescriptorError(
                         f"{path} claims {file[name].nbytes / 1e9:,.0f} GB of `{name}`, more than "
                         f"the limit of {max_bytes / 1e9:,.0f} GB. If that is right, read it with "
-                        "load_slide(path, max_bytes=...); else delete it."
+                        "load_slide(path, max_bytes=...); else delete it and run `sslpath embed` "
+                        "again."
                     )
                 if not _whole(file[name]):
                     raise DescriptorError(
@@ -184,6 +186,44 @@ def load_slide(path: str | Path, *, max_bytes: int = MAX_BYTES) -> SlideDescript
         ) from error
     check(features, coords, str(path), "the file; delete it and run `sslpath embed` again")
     return SlideDescriptors(features.astype(np.float32), coords.astype(np.int64), attrs)
+
+
+def load_slide_apart(path: str | Path, *, timeout_s: float = 60.0) -> SlideDescriptors:
+    """As :func:`load_slide`, in a process of its own: for a file that is not trusted.
+
+    A few damaged bytes can make the HDF5 library itself crash, or go round in a circle.
+
+    Args:
+        path: The file.
+        timeout_s: Seconds after which the process is ended.
+
+    Raises:
+        DescriptorError: As :func:`load_slide`; also if the process crashes or takes too long.
+    """
+    pool = ProcessPool(1)
+    try:
+        return load_in(pool, path, timeout_s)
+    finally:
+        pool.stop()  # type: ignore[no-untyped-call]
+        pool.join()
+
+
+def load_in(pool: ProcessPool, path: str | Path, timeout_s: float) -> SlideDescriptors:
+    """As :func:`load_slide_apart`, in a pool that serves for many files."""
+    future = pool.schedule(load_slide, args=[path], timeout=timeout_s)
+    try:
+        found: SlideDescriptors = future.result()
+    except ProcessExpired as error:
+        raise DescriptorError(
+            f"Reading {path} crashed the process: the file is damaged. Delete it and run "
+            "`sslpath embed` again."
+        ) from error
+    except TimeoutError as error:
+        raise DescriptorError(
+            f"Reading {path} took longer than {timeout_s:g} s: the file is damaged, or its disk "
+            "hangs. Delete it and run `sslpath embed` again."
+        ) from error
+    return found
 
 
 def _whole(data: h5py.Dataset) -> bool:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import sys
+import time
 
 import h5py
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sslpath import descriptor_files
 from sslpath.descriptors import (
     compute,
     descriptor_path,
@@ -521,3 +525,28 @@ def test_rgb_features_are_mean_and_spread_of_each_colour():
             assert got[i, channel] == pytest.approx(values.mean(), abs=1e-6)
             assert got[i, 3 + channel] == pytest.approx(values.std(), abs=1e-6)
     assert rgb_features(images[:0]).shape == (0, 6)
+
+
+def test_a_file_read_apart_is_the_same(tmp_path):
+    path = write_descriptors(tmp_path, "a", np.ones((3, 4)), np.zeros((3, 2), int))
+    apart, here = descriptor_files.load_slide_apart(path), load_slide(path)
+    np.testing.assert_array_equal(apart.features, here.features)
+    assert apart.attrs.keys() == here.attrs.keys()
+    with pytest.raises(DescriptorError, match=r"No descriptors at .*b\.h5"):
+        descriptor_files.load_slide_apart(tmp_path / "b.h5")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the patched reader reaches forks only")
+@pytest.mark.parametrize(
+    ("read", "says"),
+    [
+        (lambda path: time.sleep(60), "took longer than 1 s"),
+        (lambda path: os.kill(os.getpid(), signal.SIGSEGV), "crashed the process"),
+    ],
+)
+def test_a_file_that_hangs_or_crashes_hdf5_ends_its_own_process_alone(monkeypatch, read, says):
+    # HDF5 does both on some damaged files; which ones depends on its version.
+    monkeypatch.setattr(descriptor_files, "load_slide", read)
+    read.__module__, read.__qualname__ = descriptor_files.__name__, "load_slide"
+    with pytest.raises(DescriptorError, match=says):
+        descriptor_files.load_slide_apart("bad.h5", timeout_s=1)

@@ -71,7 +71,7 @@ def step(folder: Path) -> str:
     """What an experiment was at when it was killed, by what it had not finished."""
     last = {
         "downloading": "c16/slides.csv", "tiling": "out/tiles.parquet",
-        "ImageNet": "out/run/config.json", "training": "out/run/checkpoint.safetensors",
+        "preparing": "out/run/config.json", "training": "out/run/checkpoint.safetensors",
         "embedding": "out/spatial/test_114.h5",
     }  # fmt: skip
     return next((name for name, file in last.items() if not (folder / file).exists()), "evaluating")
