@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +67,18 @@ def servers(files: int = 200, seed: int = 0) -> list[dict[str, Any]]:
     bodies = {f"C/images/normal_{i:03d}.tif": rng.randbytes(100_000) for i in range(files)}
     sums = {Path(k).name: hashlib.sha256(v).hexdigest() for k, v in bodies.items()}
     with serving(bodies) as bucket, tempfile.TemporaryDirectory() as folder:
-        # A wrong byte is found when the file is whole; one such fault a file is forgiven.
+        # A wrong byte is found when the file is whole; it is fetched once more. So faults drawn for
+        # a file that is whole by then are never met, and not counted.
         drawn = {k: [f for f in rng.sample(FAULTS, 3) if rng.random() < 0.7] for k in bodies}
         bucket.faults = {k: list(v) for k, v in drawn.items()}
         every = [Remote(k, len(v)) for k, v in bodies.items()]
         lost = download_all(every, bucket.url, "C/", folder, checksums=sums, wait_s=0.01)
-        if lost or any(bucket.faults.values()):
-            sys.exit(f"lost: {lost[:3]}; faults not met: {bucket.faults}")
+        if lost:
+            sys.exit(f"lost: {lost}")
         same = [(Path(folder) / k.removeprefix("C/")).read_bytes() == v for k, v in bodies.items()]
         if not all(same) or len(list(Path(folder).rglob("*.*"))) != files:
             sys.exit("the files that came are not those of the server")
-    met = Counter(fault for faults in drawn.values() for fault in faults)
+        met = Counter(chain(*drawn.values())) - Counter(chain(*bucket.faults.values()))
     return [
         row(
             f"server: {kind}",

@@ -11,6 +11,7 @@ One fault of files is mended too: colours that are declared RGB, but are luma an
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +21,7 @@ from PIL import Image
 
 from sslpath.errors import SlideError, TileReadError
 from sslpath.jpeg_colours import is_ycbcr_as_rgb
+from sslpath.tiff_blocks import VENDORS, BlockCache, TiffBlocks
 
 MAX_HANDLES = 8
 CACHE_BYTES = 64 << 20
@@ -35,6 +37,7 @@ class OpenSlideFile:
     stated_mpp: tuple[str | None, str | None]
     background: str
     is_ycbcr: bool
+    blocks: TiffBlocks | None
 
 
 class _Pool:
@@ -43,13 +46,14 @@ class _Pool:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.cache = openslide.OpenSlideCache(CACHE_BYTES)
+        self.blocks = BlockCache()
         self.slides: OrderedDict[tuple[object, ...], OpenSlideFile] = OrderedDict()
 
     def get(self, path: Path) -> OpenSlideFile:
         key = _identity(path)
         with self.lock:
             if key not in self.slides:
-                self.slides[key] = _open_anew(path, self.cache)
+                self.slides[key] = _open_anew(path, self.cache, self.blocks)
             self.slides.move_to_end(key)
             # Dropped, not closed: another thread may be reading. The last reference closes it.
             while len(self.slides) > MAX_HANDLES:
@@ -89,7 +93,9 @@ def _identity(path: Path) -> tuple[object, ...]:
     return (str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
-def _open_anew(path: Path, cache: openslide.OpenSlideCache) -> OpenSlideFile:
+def _open_anew(
+    path: Path, cache: openslide.OpenSlideCache, block_cache: BlockCache
+) -> OpenSlideFile:
     if path.is_dir():
         raise SlideError(
             f"{path} is a folder, not a slide. Give a file; for DICOM, one .dcm file of the slide."
@@ -111,22 +117,42 @@ def _open_anew(path: Path, cache: openslide.OpenSlideCache) -> OpenSlideFile:
     try:
         handle.set_cache(cache)
         properties = handle.properties
+        downsamples = tuple(float(downsample) for downsample in handle.level_downsamples)
+        blocks = None
+        if properties.get(openslide.PROPERTY_NAME_VENDOR) in VENDORS:
+            sizes = handle.level_dimensions
+            blocks = TiffBlocks(path, sizes, downsamples, block_cache, _reader(handle))
         slide = OpenSlideFile(
             handle,
             handle.level_dimensions,
-            tuple(float(downsample) for downsample in handle.level_downsamples),
+            downsamples,
             (
                 properties.get(openslide.PROPERTY_NAME_MPP_X),
                 properties.get(openslide.PROPERTY_NAME_MPP_Y),
             ),
             "#" + properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF"),
             is_ycbcr_as_rgb(path),
+            blocks,
         )
     except openslide.OpenSlideError as error:
         _damaged(path, error)
     if not slide.level_dimensions or min(min(size) for size in slide.level_dimensions) < 1:
         _damaged(path, "a level has no pixels")
     return slide
+
+
+def _reader(
+    handle: openslide.OpenSlide,
+) -> Callable[[int, tuple[int, int], tuple[int, int]], Image.Image]:
+    """What :class:`TiffBlocks` compares with; an error of OpenSlide's means that it disagrees."""
+
+    def read(level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+        try:
+            return handle.read_region(corner, level, size)
+        except openslide.OpenSlideError as error:
+            raise OSError(str(error)) from error
+
+    return read
 
 
 def _damaged(path: Path, error: object) -> NoReturn:
@@ -152,6 +178,10 @@ def read_level(
         TileReadError: If the pixels cannot be decoded.
     """
     slide = open_slide(path)
+    if slide.blocks is not None and not slide.is_ycbcr:
+        pixels = slide.blocks.read(level, corner, size)
+        if pixels is not None:
+            return Image.fromarray(pixels)
     try:
         region = slide.handle.read_region(corner, level, size)
     except openslide.OpenSlideError:
@@ -167,13 +197,13 @@ def read_level(
                 f"{level}, of {path}: {error}. The file is damaged there; copy it again or leave "
                 "the tile out."
             ) from error
-    pixels, alpha = region.convert("RGB"), region.getchannel("A")
+    colours, alpha = region.convert("RGB"), region.getchannel("A")
     if slide.is_ycbcr:
-        pixels = Image.frombytes("YCbCr", size, pixels.tobytes()).convert("RGB")
+        colours = Image.frombytes("YCbCr", size, colours.tobytes()).convert("RGB")
     if alpha.getextrema() == (255, 255):
-        return pixels
+        return colours
     canvas = Image.new("RGB", size, slide.background)
-    canvas.paste(pixels, mask=alpha)
+    canvas.paste(colours, mask=alpha)
     return canvas
 
 

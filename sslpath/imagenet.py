@@ -291,7 +291,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsError(f"No weights at {path}. Pass a file that exists.") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except pickle.UnpicklingError as error:  # whose message advises to run the code
+        raise WeightsError(
+            f"{path} holds more than tensors; reading it could run code, so it was not read. "
+            "Pass safetensors, or a PyTorch state dict that holds tensors only."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"Cannot read {path} as weights: {reason} "

@@ -107,9 +107,14 @@ def no_permission(folder: Path) -> Any:
     return tile(path)
 
 
-def truncated_directory(folder: Path) -> Any:
-    data = section(folder, "whole.tif").read_bytes()
-    return tile(written(folder / "truncated.tif", data[: len(data) // 2]))
+def cut_tiles(folder: Path) -> Any:
+    data = section(folder, "whole.tif").read_bytes()  # its directory comes first
+    return tile(written(folder / "short.tif", data[: len(data) // 2]))
+
+
+def cut_directory(folder: Path) -> Any:
+    data = write_slide(folder / "whole.tif", draw_tissue(600, 600)).read_bytes()
+    return tile(written(folder / "shorter.tif", data[: len(data) // 2]))
 
 
 def no_directory(folder: Path) -> Any:
@@ -361,7 +366,8 @@ CASES = [
     Case("folder in place of a slide", a_folder, SlideError, r"folder\.svs is a folder"),
     Case("symbolic link to itself", symlink_loop, SlideError, r"Cannot reach .*circle\.svs"),
     Case("slide without permission", no_permission, SlideError, r"secret\.tif"),
-    Case("TIFF cut before its directory", truncated_directory, SlideError, r"truncated\.tif"),
+    Case("TIFF cut in its tiles", cut_tiles, SlideError, r"short\.tif.*copy it again"),
+    Case("TIFF cut before its directory", cut_directory, SlideError, r"shorter\.tif"),
     Case("TIFF without a directory", no_directory, SlideError, r"no-directory\.tif"),
     Case("TIFF whose directories go in a circle", loop_of_directories, SlideError, r"loop\.tif"),
     Case("TIFF of strips, not tiles", no_tiles, SlideError, r"strips\.tif.*data convert"),
@@ -384,7 +390,7 @@ CASES = [
     Case("archive of outlines that explodes", exploding_outlines, DataError, "was not unpacked"),
     Case("tile in a zip that explodes", exploding_tile, TileReadError, "would unpack to"),
     Case("image of a billion pixels", huge_image, TileReadError, r"a\.png in .*tiles\.zip"),
-    Case("pickle that runs code", malicious_pickle, WeightsError, r"weights\.pth"),
+    Case("pickle that runs code", malicious_pickle, WeightsError, r"weights\.pth.*was not read"),
     Case("checkpoint cut short", cut_checkpoint, WeightsError, "as safetensors"),
     Case("checkpoint of another network", other_architecture, WeightsError, "has arch 'mine'"),
     Case("checkpoint of another length", other_length, WeightsError, "has descriptor_dim 128"),
