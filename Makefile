@@ -9,7 +9,7 @@ COPY := out/book
 SITE := $(COPY)/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit notebooks book lab pages reliability clean
+.PHONY: help install demo test lint types unit notebooks book lab pages bench reliability clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,10 @@ lab: $(READY)  ## Open the chapters in JupyterLab
 
 pages: book  ## Look at the built pages with a headless browser, if there is one
 	SSLPATH_SITE=$(SITE) $(BIN)/pytest tests/test_pages.py
+
+bench: $(READY)  ## How fast it is, beside others, anew for the book's page (15 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check tiffslide
+	$(BIN)/python benchmarks/speed.py
 
 reliability: $(READY)  ## Kills, faults, fuzzing, memory, anew for the book's page (two hours)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
