@@ -11,6 +11,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,15 @@ TRAIN = (
 def peak_mib(words: list[Any]) -> float:
     """Run a command of sslpath; returns the most memory that all its processes had, MiB."""
     line = [sys.executable, "-m", "sslpath.cli", *map(str, words)]
-    process = psutil.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     peak = 0
-    while process.poll() is None:
-        peak = max(peak, sum(_pss(p) for p in [process, *_children(process)]))
-        time.sleep(0.05)
-    if process.returncode:
-        sys.exit(f"{' '.join(line)}: {process.stderr.read().decode()[-2000:]}")
+    with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody empties would stop it
+        process = psutil.Popen(line, stdout=subprocess.DEVNULL, stderr=said)
+        while process.poll() is None:
+            peak = max(peak, sum(_pss(p) for p in [process, *_children(process)]))
+            time.sleep(0.05)
+        if process.returncode:
+            said.seek(0)
+            sys.exit(f"{' '.join(line)}: {said.read()[-2000:]}")
     return peak / 2**20
 
 
