@@ -79,6 +79,20 @@ def test_a_chapter_over_its_budget_turns_the_execution_red():
     assert "in all" in next(chapters.over_budget({f"{i}": 59.0 for i in range(9)}))
 
 
+def test_a_slow_machine_has_more_time_but_not_a_slow_chapter():
+    recorded = {"a": 20.0, "b": 30.0, "c": 40.0, "d": 1.0}
+    took = {name: 2 * value for name, value in recorded.items()}
+    slow = chapters.slowness(took, recorded)
+    assert slow == 2
+    assert not list(chapters.over_budget(took, slow))
+    assert "a took 130 s; a chapter has 120 s" in next(
+        chapters.over_budget(
+            {**took, "a": 130.0}, chapters.slowness({**took, "a": 130.0}, recorded)
+        )
+    )
+    assert chapters.slowness({"a": 5.0, "new": 50.0}, recorded) == 1
+
+
 def run_prose(folder):
     return subprocess.run(
         [PYTHON, ROOT / "tools" / "prose.py", folder], capture_output=True, text=True, check=False

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -213,14 +214,23 @@ def slowest(path: Path) -> float:
     return max((seconds(cell) for cell in read(path).cells), default=0.0)
 
 
-def over_budget(seconds: dict[str, float]) -> Iterator[str]:
-    """What takes longer than it may."""
+def slowness(seconds: dict[str, float], recorded: dict[str, float]) -> float:
+    """How many times slower than where the times were recorded this machine is; at least 1.
+
+    It is the median over the chapters, so that one that has become slow does not hide itself.
+    """
+    ratios = [took / recorded[name] for name, took in seconds.items() if recorded.get(name, 0) > 5]
+    return max(1.0, statistics.median(ratios)) if ratios else 1.0
+
+
+def over_budget(seconds: dict[str, float], slow: float = 1.0) -> Iterator[str]:
+    """What takes longer than it may, on a machine that is so many times slower than others."""
     for name, took in seconds.items():
-        if took > CHAPTER_S:
-            yield f"{name} took {took:.0f} s; a chapter has {CHAPTER_S} s."
+        if took > CHAPTER_S * slow:
+            yield f"{name} took {took:.0f} s; a chapter has {CHAPTER_S * slow:.0f} s."
     total = sum(seconds.values())
-    if total > BOOK_S:
-        yield f"The chapters took {total:.0f} s in all; the book has {BOOK_S} s."
+    if total > BOOK_S * slow:
+        yield f"The chapters took {total:.0f} s in all; the book has {BOOK_S * slow:.0f} s."
 
 
 def run(target: Path, only: Sequence[str] = ()) -> int:
@@ -240,7 +250,10 @@ def run(target: Path, only: Sequence[str] = ()) -> int:
         took = seconds[path.stem]
         print(f"{path.stem:32} {took:8.1f} {CHAPTER_S:7d} {slowest(path):13.1f}")
     print(f"{'the book':32} {sum(seconds.values()):8.1f} {BOOK_S:7d}")
-    problems = list(over_budget(seconds))
+    recorded = {one["data"]: one["value"] for one in json.loads(TIMES.read_text(encoding="utf-8"))}
+    slow = slowness(seconds, recorded)
+    print(f"This machine takes {slow:.1f} times as long as the recorded one: so much more it may.")
+    problems = list(over_budget(seconds, slow))
     print("\n".join(problems))
     (target / "times.json").write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf-8")
     return 0 if good and not problems else 1
