@@ -10,6 +10,7 @@ reads.
 import io
 import itertools
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class TiffBlocks:
         self.downsamples, self.cache, self.check = downsamples, cache, check
         self.number = next(_numbers)
         self.file, self.lock = path.open("rb"), threading.Lock()
+        weakref.finalize(self, self.file.close)
         try:
             found = [one for one in map(_level, _directories(self.file)) if one is not None]
         except UNREADABLE:  # damaged: OpenSlide will say so better

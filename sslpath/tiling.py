@@ -144,7 +144,7 @@ def tile_slide(
             f"The slide {slide.path} has {slide.mpp:g} um a pixel: tiles at {mpp:g} um would be "
             f"made-up detail. Use an mpp of {slide.mpp:.3g} or more."
         )
-    side, pitch = tile_px * scale, (stride_px or tile_px) * scale
+    side, pitch = tile_px * scale, (tile_px if stride_px is None else stride_px) * scale
     _check_places(slide, pitch, max_places)
     corners = grid(slide.dimensions, side_px=side, pitch_px=pitch)
     tissue = _tissue(slide, corners, side)
