@@ -8,11 +8,13 @@ without stride overlap by less than one level-0 px. Only whole tiles are kept.
 Labels follow the rule of :mod:`sslpath.labels`; without annotations they are missing.
 """
 
+import hashlib
 import math
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, as_completed
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,11 +26,12 @@ from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
+from sslpath import __version__
 from sslpath.annotations import Annotations, annotation_files, annotations_of
-from sslpath.errors import AnnotationError, ConfigError, SlideError, SslpathError
+from sslpath.errors import AnnotationError, ConfigError, SlideError, SslpathError, TableError
 from sslpath.labels import label_tiles
 from sslpath.slides import Slide
-from sslpath.table import DTYPES, make_table
+from sslpath.table import DTYPES, load_tiles, make_table, save_tiles
 from sslpath.tissue import tissue_fraction, tissue_mask
 
 MASK_MPP = 8.0
@@ -201,6 +204,7 @@ def tile_slides(
     workers: int = 1,
     timeout_s: float = TIMEOUT_S,
     on_error: Literal["record", "raise"] = "record",
+    parts: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, list[Failure]]:
     """Tile many slides into one table; a broken slide does not stop the others.
@@ -224,6 +228,8 @@ def tile_slides(
             takes along.
         timeout_s: Seconds for a slide, with several workers; one that takes longer is broken.
         on_error: ``"raise"`` stops at the first broken slide.
+        parts: Folder where each slide's tiles are kept as soon as they are known, so that a call
+            that was stopped can be made again and goes on. The caller removes it in the end.
         progress: Show a bar.
 
     Returns:
@@ -252,6 +258,7 @@ def tile_slides(
         max_tiles=max_tiles,
         seed=seed,
         max_places=max_places,
+        parts=None if parts is None else Path(parts),
     )
     tables: dict[int, pd.DataFrame] = {}
     failures: dict[int, Failure] = {}
@@ -332,10 +339,17 @@ def _tile_one(
     annotations_dir: Path | None,
     not_exhaustive: frozenset[str],
     no_tumour: frozenset[str],
+    parts: Path | None,
     **settings: Any,
 ) -> pd.DataFrame | SslpathError:
     """The table of a slide, or the error that it gave."""
     try:
+        part = None
+        if parts is not None:
+            known = slide.slide_id in not_exhaustive, slide.slide_id in no_tumour
+            part = parts / _part_name(slide, annotations_dir, (*known, settings))
+            with suppress(TableError):
+                return load_tiles(part)
         annotations = None
         if annotations_dir is not None:
             annotations = annotations_of(slide.slide_id, annotations_dir)
@@ -354,7 +368,22 @@ def _tile_one(
             f"No tile of {slide.path} holds enough tissue (min_tissue {settings['min_tissue']:g}): "
             "an empty slide, a stain that is not H&E, or tiles wider than the slide."
         )
+    if part is not None:
+        save_tiles(tiles, part)
     return tiles
+
+
+def _part_name(slide: Slide, annotations_dir: Path | None, settings: object) -> str:
+    """A name for the tiles of a slide that changes with all that they depend on."""
+    files = [slide.path]
+    if annotations_dir is not None:
+        files += annotation_files(slide.slide_id, annotations_dir)
+    try:
+        states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError as error:
+        raise SlideError(f"Cannot reach {error.filename}: {error.strerror}.") from error
+    which = __version__, files, states, slide.slide_id, slide.mpp_override, settings
+    return hashlib.sha256(repr(which).encode()).hexdigest()[:24] + ".parquet"
 
 
 def _run(

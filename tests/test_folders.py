@@ -19,6 +19,9 @@ from safetensors.numpy import load_file
 from sslpath.errors import BusyError
 from sslpath.files import only_one
 from sslpath.runs import read_log
+from sslpath.slides import Slide
+from sslpath.table import load_tiles, save_tiles
+from sslpath.tiling import tile_slides
 
 resource = pytest.importorskip("resource", reason="limits on files are of Unix")
 
@@ -77,6 +80,49 @@ def test_a_table_that_does_not_fit_leaves_the_earlier_one(work: Path) -> None:
     assert "Traceback" not in done.stderr
     assert "tiles" in done.stderr.splitlines()[-1]
     assert files(work) == before
+
+
+def test_tiling_that_was_stopped_goes_on_and_leaves_nothing(work: Path) -> None:
+    write_slide(work / "slides" / "2.tif", draw_tissue(1200, 1200, 2))
+    words = ["tile", work / "slides", *TILE, "--out", work / "again.parquet"]
+    whole = (work / "slides" / "2.tif").read_bytes()
+    (work / "slides" / "2.tif").write_bytes(whole[:100])
+    assert run(*words, "--strict").returncode == 1  # as a kill would, with two slides done
+    parts = sorted((work / "again.parts").iterdir())
+    assert len(parts) == 2
+    # A part is used, so one that was tampered with shows; one that is damaged is not trusted.
+    tampered = load_tiles(parts[0])
+    tampered["tissue"] = 0.125
+    save_tiles(tampered, parts[0])
+    parts[1].write_bytes(b"half")
+    (work / "slides" / "2.tif").write_bytes(whole)
+    assert run(*words).returncode == 0
+    tiles = load_tiles(work / "again.parquet")
+    counts = tiles["slide_id"].value_counts()
+    assert set(counts.index) == {"0", "1", "2"}
+    assert (tiles["tissue"] == 0.125).sum() == len(tampered)
+    assert not (work / "again.parts").exists()
+
+
+@pytest.mark.parametrize("change", [("--mpp", "1.0"), ("--max-tiles", "7"), "slide"])
+def test_parts_made_with_other_settings_or_slides_are_not_used(
+    work: Path, change: "str | tuple[str, str]"
+) -> None:
+    words = ["tile", work / "slides", *TILE]
+    parts, slide = work / "again.parts", work / "slides" / "0.tif"
+    slides = [Slide(slide), Slide(work / "slides" / "1.tif")]
+    tile_slides(slides, mpp=0.5, tile_px=64, parts=parts, progress=False)
+    for path in parts.iterdir():
+        tampered = load_tiles(path)
+        tampered["tissue"] = 0.125
+        save_tiles(tampered, path)
+    if change == "slide":
+        write_slide(slide, draw_tissue(1200, 1200, 5))
+    else:
+        words += change
+    assert run(*words, "--out", work / "again.parquet").returncode == 0
+    stale = load_tiles(work / "again.parquet").query("tissue == 0.125")
+    assert set(stale["slide_id"]) == ({"1"} if change == "slide" else set())
 
 
 def test_descriptors_that_do_not_fit_leave_no_half_file_and_the_next_run_finishes(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslpath.commands.shared import FAILED, command, count, positive, say, whole
+from sslpath.commands.tile import parts_of
 from sslpath.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def _broken(path: Path, slides: set[str]) -> int | None:
 
     from sslpath.table import load_tiles
 
-    if not path.exists():
+    if not path.exists() or parts_of(path).exists():  # the latter: stopped just before its end
         return None
     failed = path.with_suffix(".failed.csv")
     broken = set(pd.read_csv(failed)["slide_id"]) if failed.exists() else set()

@@ -1,6 +1,7 @@
 """``sslpath tile``: slides to a table of tiles."""
 
 import argparse
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,8 @@ def add(commands: "Commands") -> None:
         "set is a source too; of the options, --patients applies to it. Patients are split into\n"
         "train and test by a hash of their id (about 60 : 40), so the split is the same\n"
         "everywhere; --patients overrides it. All .dcm files of a DICOM series are one slide,\n"
-        "called like the folder that holds it.",
+        "called like the folder that holds it. Called again after it was stopped, the command\n"
+        "goes on: slides that are done wait in a folder beside the table, ending in .parts.",
         "  sslpath tile slides/ --annotations slides/ --mpp 0.5 --tile-px 224 --out tiles.parquet\n"
         "  sslpath tile IDC_regular_ps50_idx5.zip --out idc.parquet\n",
     )
@@ -148,7 +150,14 @@ def run(options: argparse.Namespace) -> int:
             f"so few patients that all are {tiles['split'].iloc[0]}: choose their split with "
             "--patients to train and to test"
         )
-    return report(failures, options.out.with_suffix(".failed.csv"), "slides gave no tiles")
+    code = report(failures, options.out.with_suffix(".failed.csv"), "slides gave no tiles")
+    shutil.rmtree(parts_of(options.out), ignore_errors=True)
+    return code
+
+
+def parts_of(table: Path) -> Path:
+    """Where the tiles of slides that are done wait for the others."""
+    return table.with_suffix(".parts")
 
 
 def _tiles_of_zip(options: argparse.Namespace) -> "pd.DataFrame":
@@ -187,6 +196,7 @@ def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]
         workers=options.workers,
         timeout_s=options.timeout,
         on_error="raise" if options.strict else "record",
+        parts=parts_of(options.out),
     )
     if tiles.empty:
         causes = "".join(f"\n  {failure.path}: {failure.error}" for failure in failures[:5])
