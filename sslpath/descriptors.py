@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -24,6 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sslpath.cluster import each
 from sslpath.descriptor_files import (
     FAILED,
     SlideDescriptors,
@@ -54,6 +56,7 @@ __all__ = [
     "write_descriptors",
 ]
 
+FailedTile = tuple[str, int, int, str]  # slide, corner, why
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Turns tiles (b, h, w, 3) into descriptors (b, d)."""
 
@@ -176,7 +179,7 @@ class _Batch:
     slide_id: str
     images: NDArray[np.uint8]
     coords: NDArray[np.int64]
-    failures: list[tuple[str, int, int, str]]
+    failures: list[FailedTile]
 
 
 def compute(
@@ -188,6 +191,7 @@ def compute(
     attrs: Mapping[str, Any],
     batch: int = 256,
     workers: int = 0,
+    scheduler: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Compute the descriptors of all tiles, one file a slide; what is there already is kept.
@@ -206,6 +210,8 @@ def compute(
         workers: Processes that read ahead, also over the end of a slide, so that the encoder
             never waits for one to open. They are started afresh: call from under
             ``if __name__ == "__main__"``. 0 reads in this process.
+        scheduler: Address of a Dask scheduler whose workers do all of it, a slide at a time; see
+            :mod:`sslpath.cluster`.
         progress: Show a bar.
 
     Returns:
@@ -215,8 +221,25 @@ def compute(
         DescriptorError: If the encoder returns another number of descriptors than tiles, or NaN.
         BusyError: If another process computes descriptors in the folder.
     """
+    made_by = {**attrs, "mpp": tiles.attrs["mpp"], "tile_px": tiles.attrs["tile_px"]}
+    names = set(tiles["slide_id"])
     with only_one(folder):
-        return _compute(tiles, encode, source, folder, attrs, batch, workers, progress)
+        known = read_failures(folder).itertuples(index=False, name=None)
+        failed = [row for row in known if row[0] not in names]
+        earlier = len(failed)
+        if scheduler is None:
+            done = _compute(tiles, encode, source, folder, made_by, batch, workers)
+        else:
+            done = _compute_elsewhere(scheduler, tiles, encode, source, folder, made_by, batch)
+        total = len(tiles[["slide_id", "x", "y"]].drop_duplicates())
+        with tqdm(total=total, unit="tile", disable=not progress) as bar:
+            for count, failures in done:
+                bar.update(count)
+                if failures:
+                    failed += failures
+                    write_failures(folder, failed)
+        write_failures(folder, failed)
+    return failure_table(failed[earlier:])
 
 
 def _compute(
@@ -224,12 +247,11 @@ def _compute(
     encode: Encode,
     source: TileSource,
     folder: str | Path,
-    attrs: Mapping[str, Any],
+    made_by: Mapping[str, Any],
     batch: int,
     workers: int,
-    progress: bool,
-) -> pd.DataFrame:
-    made_by = {**attrs, "mpp": tiles.attrs["mpp"], "tile_px": tiles.attrs["tile_px"]}
+) -> Iterator[tuple[int, list[FailedTile]]]:
+    """Compute here; yields how many tiles are done since the last time, and those that failed."""
     kept: dict[str, SlideDescriptors] = {}  # what an unfinished file already holds
     corners: dict[str, NDArray[np.int64]] = {}
     jobs: list[tuple[str, pd.DataFrame, bool]] = []
@@ -240,6 +262,7 @@ def _compute(
         have = _reusable(path, canonical(made_by))
         if have is not None:
             at = _positions(have.coords, wanted, path)
+            yield int((at >= 0).sum()), []
             if (at >= 0).all() and len(have.coords) == len(wanted):
                 continue
             rows = rows[at < 0]
@@ -249,32 +272,41 @@ def _compute(
         starts = range(0, max(1, len(rows)), batch)
         jobs += [(slide_id, rows.iloc[i : i + batch], i == starts[-1]) for i in starts]
 
-    names = set(tiles["slide_id"])
-    failed = [
-        row
-        for row in read_failures(folder).itertuples(index=False, name=None)
-        if row[0] not in names
-    ]
-    earlier = len(failed)
     parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
-    with tqdm(
-        total=sum(len(rows) for _, rows, _ in jobs),
-        unit="tile",
-        disable=not progress or not jobs,
-    ) as bar:
-        for read, last in _read_ahead(jobs, source, workers):
-            if len(read.images):
-                parts.append((_encode(encode, read), read.coords))
-            failed += read.failures
-            bar.update(len(read.images) + len(read.failures))
-            if last:
-                if read.slide_id in kept:
-                    parts.append((kept[read.slide_id].features, kept[read.slide_id].coords))
-                _finish(folder, read.slide_id, parts, corners[read.slide_id], made_by, tiles)
-                write_failures(folder, failed)
-                parts = []
-    write_failures(folder, failed)
-    return failure_table(failed[earlier:])
+    for read, last in _read_ahead(jobs, source, workers):
+        if len(read.images):
+            parts.append((_encode(encode, read), read.coords))
+        if last:
+            if read.slide_id in kept:
+                parts.append((kept[read.slide_id].features, kept[read.slide_id].coords))
+            _finish(folder, read.slide_id, parts, corners[read.slide_id], made_by, tiles)
+            parts = []
+        yield len(read.images) + len(read.failures), read.failures
+
+
+def _compute_elsewhere(
+    scheduler: str,
+    tiles: pd.DataFrame,
+    encode: Encode,
+    source: TileSource,
+    folder: str | Path,
+    made_by: Mapping[str, Any],
+    batch: int,
+) -> Iterator[tuple[int, list[FailedTile]]]:
+    """As :func:`_compute`, slide by slide on the workers of a Dask scheduler."""
+    slides = [tiles.iloc[where] for _, where in _by_slide(tiles)]
+    rest = encode, source, Path(folder).absolute(), made_by, batch
+    for i, result in each(scheduler, partial(_compute_slide, rest=rest), slides):
+        if isinstance(result, SlideError):
+            rows = slides[i][["slide_id", "x", "y"]].assign(error=str(result))
+            yield len(rows), list(rows.itertuples(index=False, name=None))
+        else:
+            yield result
+
+
+def _compute_slide(rows: pd.DataFrame, rest: tuple[Any, ...]) -> tuple[int, list[FailedTile]]:
+    done = list(_compute(rows, *rest, workers=0))
+    return sum(count for count, _ in done), [row for _, failures in done for row in failures]
 
 
 def _reusable(path: Path, provenance: str) -> SlideDescriptors | None:
@@ -328,7 +360,7 @@ def _read(source: TileSource, slide_id: str, rows: pd.DataFrame) -> _Batch:
     """Read tiles of one slide; if one of them is broken, each alone."""
     coords = rows[["x", "y"]].to_numpy(np.int64)
     images = np.empty((0, 1, 1, 3), np.uint8)
-    failures: list[tuple[str, int, int, str]] = []
+    failures: list[FailedTile] = []
     try:
         if len(rows):
             images = source.read(rows)
@@ -361,7 +393,7 @@ def _finish(
     slide_id: str,
     parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]],
     corners: NDArray[np.int64],
-    made_by: dict[str, Any],
+    made_by: Mapping[str, Any],
     tiles: pd.DataFrame,
 ) -> None:
     """Write one slide's file in the order of the table; without any descriptor there is none."""

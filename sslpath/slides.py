@@ -78,6 +78,10 @@ class Slide:
         self.slide_id = self.path.stem if slide_id is None else slide_id
         self.mpp_override = None if mpp is None else check_mpp(mpp, f"{path}")
 
+    def absolute(self) -> "Slide":
+        """The same slide by its whole path, which means the same in any folder."""
+        return Slide(self.path.absolute(), self.mpp_override, slide_id=self.slide_id)
+
     @property
     def mpp(self) -> float:
         """The um per level-0 px: the override, else what the slide says.

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from sslpath import __version__
 from sslpath.annotations import Annotations, annotation_files, annotations_of
+from sslpath.cluster import each
 from sslpath.errors import AnnotationError, ConfigError, SlideError, SslpathError, TableError
 from sslpath.labels import label_tiles
 from sslpath.slides import Slide
@@ -204,6 +205,7 @@ def tile_slides(
     workers: int = 1,
     timeout_s: float = TIMEOUT_S,
     on_error: Literal["record", "raise"] = "record",
+    scheduler: str | None = None,
     parts: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, list[Failure]]:
@@ -228,6 +230,8 @@ def tile_slides(
             takes along.
         timeout_s: Seconds for a slide, with several workers; one that takes longer is broken.
         on_error: ``"raise"`` stops at the first broken slide.
+        scheduler: Address of a Dask scheduler whose workers do the work, instead of ``workers``;
+            see :mod:`sslpath.cluster`.
         parts: Folder where each slide's tiles are kept as soon as they are known, so that a call
             that was stopped can be made again and goes on. The caller removes it in the end.
         progress: Show a bar.
@@ -251,19 +255,23 @@ def tile_slides(
         tile_px=tile_px,
         stride_px=stride_px,
         min_tissue=min_tissue,
-        annotations_dir=None if annotations_dir is None else Path(annotations_dir),
+        annotations_dir=None if annotations_dir is None else Path(annotations_dir).absolute(),
         not_exhaustive=_named(slides, not_exhaustive, "not_exhaustive"),
         no_tumour=_named(slides, no_tumour, "no_tumour"),
         tumour_share=tumour_share,
         max_tiles=max_tiles,
         seed=seed,
         max_places=max_places,
-        parts=None if parts is None else Path(parts),
+        parts=None if parts is None else Path(parts).absolute(),
     )
     tables: dict[int, pd.DataFrame] = {}
     failures: dict[int, Failure] = {}
     with tqdm(total=len(slides), desc="tiling", unit="slide", disable=not progress) as bar:
-        for i, result in _run(job, slides, workers, timeout_s):
+        if scheduler is None:
+            done = _run(job, slides, workers, timeout_s)
+        else:
+            done = each(scheduler, job, [slide.absolute() for slide in slides])
+        for i, result in done:
             bar.update()
             if isinstance(result, pd.DataFrame):
                 tables[i] = result

@@ -12,6 +12,7 @@ from sslpath.commands.shared import (
     imagenet_options,
     open_table,
     say,
+    scheduler_option,
     table_options,
     warn,
     whole,
@@ -65,6 +66,7 @@ def add(commands: "Commands") -> None:
     p.add_argument(
         "--workers", type=whole, default=0, help="processes that read tiles ahead (default 0)"
     )
+    scheduler_option(p)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -78,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     tiles, source = open_table(options)
     device, reading = (
         pick_device(options.device),
-        {"batch": options.batch, "workers": options.workers},
+        {"batch": options.batch, "workers": options.workers, "scheduler": options.scheduler},
     )
     if options.run_dir is not None:
         network, _ = to.load_run(options.run_dir)

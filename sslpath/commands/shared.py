@@ -74,6 +74,16 @@ def whole(text: str) -> int:
     return value
 
 
+def scheduler_option(p: argparse.ArgumentParser) -> None:
+    """The option for work on many machines."""
+    p.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="let the workers of a Dask scheduler do it, on this machine or many, each taking one "
+        "slide at a time; paths must be the same everywhere",
+    )
+
+
 def imagenet_options(p: argparse.ArgumentParser) -> None:
     """Options that name an ImageNet encoder."""
     p.add_argument(

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslpath.commands.shared import command, count, positive, report, say, warn
+from sslpath.commands.shared import command, count, positive, report, say, scheduler_option, warn
 from sslpath.errors import ConfigError, DataError, PixelSizeError, SlideError
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def add(commands: "Commands") -> None:
         "--preview", type=Path, metavar="DIR", help="save each slide with its grid as PNG"
     )
     p.add_argument("--workers", type=count, default=2, help="processes (default 2)")
+    scheduler_option(p)
     p.add_argument(
         "--timeout",
         type=positive,
@@ -196,6 +197,7 @@ def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]
         workers=options.workers,
         timeout_s=options.timeout,
         on_error="raise" if options.strict else "record",
+        scheduler=options.scheduler,
         parts=parts_of(options.out),
     )
     if tiles.empty:

@@ -1,0 +1,61 @@
+"""Many machines: the same work on each slide, done by the workers of a Dask scheduler.
+
+A job is a function of one slide that leaves its result in a file or returns it; it may be done
+twice, if a worker is lost in the middle of it. Slides and folders must have the same paths on all
+machines, as on the shared disk of a cluster.
+What this module does not do: start workers. `dask worker ADDRESS` does, or dask-jobqueue for SLURM
+and its like.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from sslpath.errors import ConfigError, SlideError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+WAIT_S = 15
+
+
+def each(
+    scheduler: str, job: Callable[[Item], Result], items: Sequence[Item]
+) -> Iterator[tuple[int, Result | SlideError]]:
+    """Do ``job`` on every item; yields the item's position and its result, as they come.
+
+    An item that took several workers down with it yields a :class:`SlideError` instead.
+
+    Args:
+        scheduler: Address of the Dask scheduler, such as ``tcp://10.0.0.5:8786``.
+        job: What to do; it and the items travel to the workers.
+        items: What to do it on.
+
+    Raises:
+        ConfigError: If Dask is not installed, or no scheduler answers.
+    """
+    try:
+        from distributed import Client, KilledWorker, as_completed
+    except ImportError as error:
+        raise ConfigError(
+            "A scheduler needs Dask: pip install 'sslpath[cluster]', here and on its workers."
+        ) from error
+    try:
+        client: Any = Client(scheduler, timeout=WAIT_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"No Dask scheduler answers at {scheduler} ({error}). Start one with `dask scheduler`, "
+            "and workers with `dask worker ADDRESS`."
+        ) from error
+    with client:
+        # Sent once to each worker, not with each item: it may hold a network.
+        shared = client.scatter(job, broadcast=True)
+        futures = {client.submit(_do, shared, item, pure=False): i for i, item in enumerate(items)}
+        for future in as_completed(list(futures)):
+            try:
+                yield futures[future], future.result()
+            except KilledWorker as error:
+                said = f"Every worker that took it on was lost: {error}. Does it fill their memory?"
+                yield futures[future], SlideError(said)
+
+
+def _do(job: Callable[[Item], Result], item: Item) -> Result:
+    return job(item)
