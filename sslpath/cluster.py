@@ -7,6 +7,7 @@ What this module does not do: start workers. `dask worker ADDRESS` does, or dask
 and its like.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ def each(
         ConfigError: If Dask is not installed, or no scheduler answers.
     """
     try:
+        import cloudpickle
         from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
         raise ConfigError(
@@ -46,15 +48,25 @@ def each(
             "and workers with `dask worker ADDRESS`."
         ) from error
     with client:
-        # Sent once to each worker, not with each item: it may hold a network.
-        shared = client.scatter(job, broadcast=True)
+        # Sent once, not with each item, as it may hold a network; and as a task, which can be done
+        # again, since what is scattered is lost with the workers that have it.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sending large graph")
+            shared = client.submit(cloudpickle.loads, cloudpickle.dumps(job), pure=False)
         futures = {client.submit(_do, shared, item, pure=False): i for i, item in enumerate(items)}
-        for future in as_completed(list(futures)):
+        given_up = []
+        for future in as_completed(list(futures), loop=client.loop):
             try:
                 yield futures[future], future.result()
+            except KilledWorker:
+                given_up.append(futures[future])
+        # A lost worker is laid to all items that waited there: each is tried once more, alone.
+        for i in given_up:
+            try:
+                yield i, client.submit(_do, shared, items[i], pure=False).result()
             except KilledWorker as error:
                 said = f"Every worker that took it on was lost: {error}. Does it fill their memory?"
-                yield futures[future], SlideError(said)
+                yield i, SlideError(said)
 
 
 def _do(job: Callable[[Item], Result], item: Item) -> Result:

@@ -305,7 +305,8 @@ def _compute_elsewhere(
 
 
 def _compute_slide(rows: pd.DataFrame, rest: tuple[Any, ...]) -> tuple[int, list[FailedTile]]:
-    done = list(_compute(rows, *rest, workers=0))
+    encode, source, folder, made_by, batch = rest
+    done = list(_compute(rows, encode, source, folder, made_by, batch, workers=0))
     return sum(count for count, _ in done), [row for _, failures in done for row in failures]
 
 

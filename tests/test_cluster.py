@@ -70,7 +70,9 @@ def test_descriptors_are_the_same_though_a_worker_is_killed(
     workers: LocalCluster, slides: Path, tmp_path: Path
 ) -> None:
     paths = sorted(slides.iterdir())
-    tiles, _ = tile_slides(map(Slide, paths), mpp=0.5, tile_px=64, progress=False)
+    tiles, _ = tile_slides(
+        map(Slide, paths), mpp=0.5, tile_px=64, max_tiles=60, progress=False
+    )  # fmt: skip
     encoder, killed = random_encoder("resnet18", input_px=96), list[int]()
     told: dict[str, Any] = {"source": open_source(tiles), "encoder": encoder, "progress": False}
     thread = kill_once_there(tmp_path / "there" / "*.h5", workers, killed)
