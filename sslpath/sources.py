@@ -195,8 +195,8 @@ class ZipTiles:
             ) from error
         except UNREADABLE as error:
             raise TileReadError(
-                f"Cannot decode {name} in {self.path}: {error}. The archive is damaged there; "
-                "fetch it again or leave the tile out."
+                f"Cannot decode {name} in {self.path}: {str(error).rstrip('.')}. The archive is "
+                "damaged there; fetch it again or leave the tile out."
             ) from error
 
 
