@@ -81,7 +81,8 @@ def measure(slides: int, phantom: Path, work: Path) -> list[dict[str, Any]]:
     for name, words in steps.items():
         mib = peak_mib(words)
         print(f"{slides:4d} slides, {name}: {mib:,.0f} MiB", flush=True)
-        rows.append(row(name, "peak memory, MiB", mib, n=slides, data="one phantom under many names, 300 tiles each"))
+        data = "one phantom under many names, 300 tiles each"
+        rows.append(row(name, "peak memory, MiB", mib, n=slides, data=data))
     shutil.rmtree(folder / "slides")
     return rows
 
