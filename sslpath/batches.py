@@ -4,7 +4,7 @@ A batch is made from (seed, step) alone, so that it does not matter which proces
 whether the run was interrupted before.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -21,19 +21,50 @@ from sslpath.sources import TileSource
 
 @dataclass
 class Batch:
-    """One step's tiles and pairs, made from (seed, step) alone."""
+    """One step's tiles and pairs, made from (seed, step) alone.
+
+    Attributes:
+        positions: Rows of the b tiles in the table.
+        near: Near pairs, bool ``(b, b)``.
+        far: Far pairs.
+        owners: Which process reads each tile, see :mod:`sslpath.ranks`.
+        lost: Those that this process should have read, and could not.
+        images: The others that it should, uint8 ``(n, 3, h, w)``.
+    """
 
     positions: NDArray[np.intp]
-    images: Tensor | None  # uint8 (b, 3, h, w)
-    near: Tensor  # bool (b, b)
+    near: Tensor
     far: Tensor
-    unread: int
+    owners: NDArray[np.intp]
+    lost: NDArray[np.bool_]
+    images: Tensor | None = None
+
+    def without(self, lost: NDArray[np.bool_]) -> "Batch":
+        """The batch without tiles that could not be read, here or elsewhere."""
+        if not lost.any():
+            return self
+        kept = torch.from_numpy(~lost)
+        near, far = self.near[kept][:, kept], self.far[kept][:, kept]
+        return replace(
+            self,
+            positions=self.positions[~lost],
+            near=near,
+            far=far,
+            owners=self.owners[~lost],
+            lost=lost[~lost],
+        )
 
 
 class Batches(Dataset[Batch]):
     """The batch of each step: ``batches[step]``, the same in whatever process asks."""
 
-    def __init__(self, tiles: pd.DataFrame, config: TrainConfig, source: TileSource | None) -> None:
+    def __init__(
+        self,
+        tiles: pd.DataFrame,
+        config: TrainConfig,
+        source: TileSource | None,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         near_um, far_um = near_far_um(tiles, config.near_tiles, config.far_tiles)
         self.sampler = BatchSampler(
             tiles,
@@ -43,7 +74,7 @@ class Batches(Dataset[Batch]):
             # The other places are for twins.
             tiles_per_slide=config.tiles_per_slide - round(config.twins * config.tiles_per_slide),
         )
-        self.tiles, self.config, self.source = tiles, config, source
+        self.tiles, self.config, self.source, self.share = tiles, config, source, share
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.config.seed, step])
@@ -58,14 +89,17 @@ class Batches(Dataset[Batch]):
         else:
             positions = self.sampler.batch(rng)
             near, far = self.sampler.masks(positions)
-        images, kept = None, np.ones(len(positions), bool)
+        number, processes = self.share
+        owners = np.arange(len(positions)) * processes // len(positions)  # slides stay together
+        batch = Batch(
+            positions, torch.from_numpy(near), torch.from_numpy(far), owners, owners < 0
+        )  # fmt: skip
         if self.source is not None:
-            pixels, kept = read_what_can_be_read(self.source, self.tiles.iloc[positions])
-            images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-        if not kept.all():
-            positions, near, far = positions[kept], *(m[np.ix_(kept, kept)] for m in (near, far))
-        unread = int((~kept).sum())
-        return Batch(positions, images, torch.from_numpy(near), torch.from_numpy(far), unread)
+            own = np.flatnonzero(owners == number)
+            pixels, kept = read_what_can_be_read(self.source, self.tiles.iloc[positions[own]])
+            batch.images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+            batch.lost[own[~kept]] = True
+        return batch
 
 
 def read_what_can_be_read(

@@ -12,6 +12,7 @@ away after training.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -144,18 +145,22 @@ class SiameseNetwork(nn.Module):
             share = (lengths * len(self.blocks) / lengths.sum()).sqrt()
             self.scale.copy_(spread * share.repeat_interleave(torch.tensor(self.blocks)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, exchange: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Compute descriptors.
 
         Args:
             x: Features ``(b, feature_dim)`` with a frozen trunk; else tiles ``(b, 3, h, w)``, RGB
                 as floats in 0..1.
+            exchange: Turns features of the trunk into those that the head gets; see
+                :meth:`sslpath.ranks.Ranks.exchange`.
 
         Returns:
             Shape ``(b, descriptor_dim)``, of unit L2 length.
         """
         if self.trunk is not None:
             x = self.trunk(prepare(x, self.config.input_px))
+        if exchange is not None:
+            x = exchange(x)
         with torch.autocast(x.device.type, enabled=False):
             x = (x.float() - self.centre) / self.scale
             return F.normalize(self.head(x), dim=1)

@@ -6,7 +6,8 @@ one that was never disturbed; and reading tiles in other processes changes nothi
 
 The run folder: ``config.json`` (all settings), ``log.jsonl`` (one line every ``log_every`` steps),
 ``state.safetensors`` (all that is needed to go on) and, when done, ``checkpoint.safetensors``.
-What this module does not do: several GPUs, early stopping, and any look at labels.
+Under ``torchrun`` several processes, such as one a GPU, share the work: :mod:`sslpath.ranks`.
+What this module does not do: early stopping, and any look at labels.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from sslpath.augment import augment
-from sslpath.backbones import Precision, pick_device, resolve_precision
+from sslpath.backbones import Precision, resolve_precision
 from sslpath.batches import Batch, Batches
 from sslpath.errors import ConfigError
 from sslpath.files import only_one
@@ -40,6 +42,7 @@ from sslpath.model import (
     load_model,
     save_model,
 )
+from sslpath.ranks import Ranks
 from sslpath.runs import (
     CHECKPOINT,
     append_log,
@@ -100,7 +103,7 @@ def train(
             made the features, unless ``model_config.encoder`` says it: its provenance is stored.
         progress: Whether to draw a bar.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
-        workers: Processes that read tiles; 0 reads in this one.
+        workers: Processes that read tiles; 0 reads in this one. Under ``torchrun``, of each.
 
     Returns:
         The network, in evaluation mode, on ``device``.
@@ -123,20 +126,27 @@ def train(
     known = None
     if features is not None and model_config.trunk == "frozen":
         known = np.stack([np.asarray(each[chosen], np.float32) for each in (features, *views)])
-    where = pick_device(device)
-    run = Path(run_dir)
-    with only_one(run):
-        claim(run, _settings(part, known, config, model_config))
+    ranks = Ranks(device)
+    if ranks.count > 1 and model_config.trunk == "frozen":
+        raise ConfigError("A head on frozen features learns in seconds: leave out torchrun.")
+    where, run = ranks.device, Path(run_dir)
+    with only_one(run) if ranks.is_first else nullcontext():
+        if ranks.is_first:
+            claim(run, _settings(part, known, config, model_config))
+        ranks.wait()
         if (run / CHECKPOINT).exists():
             return load_model(run / CHECKPOINT).to(where)
 
+        batches = Batches(part, config, source, share=(ranks.number, ranks.count))
         # The caller's random state is left as it was.
         with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
             torch.manual_seed(config.seed)
             network = _start(model_config, encoder, known).to(where)
-            _loop(run, network, Batches(part, config, source), known, config, workers, progress)
-        _warn_if_collapsed(run)
-        save_model(network, run / CHECKPOINT)
+            _loop(run, network, batches, known, config, ranks, workers, progress)
+        if ranks.is_first:
+            _warn_if_collapsed(run)
+            save_model(network, run / CHECKPOINT)
+        ranks.wait()
     return network.eval()
 
 
@@ -178,6 +188,7 @@ def _loop(
     batches: Batches,
     features: NDArray[np.float32] | None,
     config: TrainConfig,
+    ranks: Ranks,
     workers: int,
     progress: bool,
 ) -> None:
@@ -185,7 +196,9 @@ def _loop(
     device = network.centre.device
     optimiser = _optimiser(network, config)
     first = load_state(run, network, optimiser)
-    trim_log(run, first)
+    if ranks.is_first:
+        trim_log(run, first)
+    together = ranks.wrap(network)
     on_device = None if features is None else torch.from_numpy(features).to(device)
     loader: DataLoader[Batch] = DataLoader(
         batches,
@@ -194,14 +207,17 @@ def _loop(
         num_workers=0 if on_device is not None else workers,
         collate_fn=_as_it_is,
     )
-    bar = tqdm(loader, "train", total=config.steps, initial=first, disable=not progress)
-    network.train()
+    silent = not (progress and ranks.is_first)
+    bar = tqdm(loader, "train", total=config.steps, initial=first, disable=silent)
+    together.train()
     since, seen, unread = time.perf_counter(), 0, 0
     for step, batch in enumerate(bar, start=first):
         generator = _seed(config.seed, step)
         rate = learning_rate(step, config)
         for group in optimiser.param_groups:
             group["lr"] = rate
+        lost = ranks.any(batch.lost)
+        batch, unread = batch.without(lost), unread + int(lost.sum())
         tiles = len(batch.positions)
         twins = _drawn_twins(tiles, config.twins, generator)
         places = torch.cat([torch.arange(tiles), twins])
@@ -210,9 +226,13 @@ def _loop(
             x = on_device[which.to(device), torch.from_numpy(batch.positions)[places].to(device)]
         else:
             assert batch.images is not None
-            x = augment(batch.images[places].to(device), generator, config.augmentation)
+            own = torch.from_numpy(batch.owners == ranks.number)
+            image = (own.cumsum(0) - 1)[places[own[places]]]
+            if ranks.number:  # so that tiles of two processes are not changed alike
+                generator = torch.Generator().manual_seed(generator.initial_seed() + ranks.number)
+            x = augment(batch.images[image].to(device), generator, config.augmentation)
         with autocast_of(network, config.precision):
-            descriptors = network(x)
+            descriptors = together(x, ranks.exchange(torch.from_numpy(batch.owners)[places]))
         near, far = (mask[places][:, places].to(device) for mask in (batch.near, batch.far))
         loss = contrastive_loss(descriptors, near, far, config.margin)
         total, apart = loss.total, descriptors[twins.to(device)] - descriptors[tiles:]
@@ -227,7 +247,9 @@ def _loop(
         total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         optimiser.step()
-        done, seen, unread = step + 1, seen + len(places), unread + batch.unread
+        done, seen = step + 1, seen + len(places)
+        if not ranks.is_first:
+            continue
         if done % config.log_every == 0 or done == config.steps:
             line = {
                 "step": done,

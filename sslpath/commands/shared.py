@@ -1,6 +1,7 @@
 """What the commands share: options, messages, exit codes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,9 @@ FAILED = 3
 
 
 def say(text: str) -> None:
-    """Print to the reader of the command line."""
+    """Print to the reader of the command line, once if torchrun runs the command several times."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     print(text, flush=True)
 
 

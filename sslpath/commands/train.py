@@ -1,6 +1,7 @@
 """``sslpath train``: a table of tiles to a siamese network."""
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +145,8 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         workers=options.workers,
     )
-    _curves(options.out)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun
+        _curves(options.out)
     n = sum(parameter.numel() for parameter in network.parameters())
     say(f"{options.out}: {n:,} parameters; next, sslpath embed {options.tiles} --run {options.out}")
     return code
