@@ -54,7 +54,7 @@ def kill_once_there(pattern: Path, workers: LocalCluster, killed: list[int]) -> 
     """Kill a worker, once a file that fits the pattern is there."""
 
     def watch() -> None:
-        for _ in range(3000):
+        for _ in range(30_000):
             if list(pattern.parent.glob(pattern.name)):
                 killed.append(processes(workers)[0])
                 os.kill(killed[0], signal.SIGKILL)
@@ -80,6 +80,10 @@ def test_descriptors_are_the_same_though_a_worker_is_killed(
     failed = embed_encoder(tiles, folder=tmp_path / "there", scheduler=address, **told)
     thread.join()
     assert killed
+    for _ in range(600):  # its nanny may not have noticed yet
+        if killed[0] not in processes(workers):
+            break
+        time.sleep(0.1)
     assert killed[0] not in processes(workers)
     assert failed.empty
     embed_encoder(tiles, folder=tmp_path / "here", **told)
