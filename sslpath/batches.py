@@ -74,7 +74,10 @@ class Batches(Dataset[Batch]):
             # The other places are for twins.
             tiles_per_slide=config.tiles_per_slide - round(config.twins * config.tiles_per_slide),
         )
-        self.tiles, self.config, self.source, self.share = tiles, config, source, share
+        self.config, self.source, self.share = config, source, share
+        # Without metadata, which name every slide and would be copied in every step.
+        self.tiles = tiles.copy(deep=False)
+        self.tiles.attrs = {}
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.config.seed, step])

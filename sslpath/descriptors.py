@@ -12,7 +12,7 @@ But:
 import json
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -99,9 +99,10 @@ def read_descriptors(
     found: NDArray[np.float32] | None = None
     kept = np.zeros(len(tiles), bool)
     first: tuple[Path, str] | None = None
+    every = tiles[["x", "y"]].to_numpy(np.int64)
     for slide_id, where in _by_slide(tiles):
         path = descriptor_path(folder, slide_id)
-        corners = tiles[["x", "y"]].to_numpy(np.int64)[where]
+        corners = every[where]
         lost = [tuple(c) for c in corners.tolist() if (slide_id, *c) in failed_corners]
         if missing == "drop" and not path.exists() and len(lost) == len(corners):
             continue
@@ -145,6 +146,22 @@ def _by_slide(tiles: pd.DataFrame) -> Iterator[tuple[str, NDArray[np.intp]]]:
         yield str(name), where
 
 
+def _slides(tiles: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each slide, with what the table's metadata say of this slide alone.
+
+    Metadata name every slide, and pandas copies them with every selection of rows: of a thousand
+    slides they would be most of the memory.
+    """
+    bare, attrs = tiles.copy(deep=False), tiles.attrs
+    bare.attrs = {}
+    slides = attrs["source"].get("slides", {})
+    for slide_id, where in _by_slide(bare):
+        rows = bare.iloc[where]
+        own = {slide_id: slides[slide_id]} if slide_id in slides else {}
+        rows.attrs = {**attrs, "source": {**attrs["source"], "slides": own}}
+        yield slide_id, rows
+
+
 def _positions(have: NDArray[np.int64], want: NDArray[np.int64], path: Path) -> NDArray[np.intp]:
     """Row of ``have`` that holds each corner of ``want``, or -1."""
     index = pd.MultiIndex.from_arrays(list(have.T))
@@ -180,6 +197,15 @@ class _Batch:
     images: NDArray[np.uint8]
     coords: NDArray[np.int64]
     failures: list[FailedTile]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A slide whose file is not written yet."""
+
+    corners: NDArray[np.int64]
+    patch: dict[str, Any]
+    parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 
 def compute(
@@ -252,36 +278,36 @@ def _compute(
     workers: int,
 ) -> Iterator[tuple[int, list[FailedTile]]]:
     """Compute here; yields how many tiles are done since the last time, and those that failed."""
-    kept: dict[str, SlideDescriptors] = {}  # what an unfinished file already holds
-    corners: dict[str, NDArray[np.int64]] = {}
-    jobs: list[tuple[str, pd.DataFrame, bool]] = []
-    for slide_id, where in _by_slide(tiles):
-        rows = tiles.iloc[where].drop_duplicates(["x", "y"])
-        wanted = rows[["x", "y"]].to_numpy(np.int64)
-        path = descriptor_path(folder, slide_id)
-        have = _reusable(path, canonical(made_by))
-        if have is not None:
-            at = _positions(have.coords, wanted, path)
-            yield int((at >= 0).sum()), []
-            if (at >= 0).all() and len(have.coords) == len(wanted):
-                continue
-            rows = rows[at < 0]
-            at = at[at >= 0]
-            kept[slide_id] = SlideDescriptors(have.features[at], have.coords[at], {})
-        corners[slide_id] = wanted
-        starts = range(0, max(1, len(rows)), batch)
-        jobs += [(slide_id, rows.iloc[i : i + batch], i == starts[-1]) for i in starts]
+    pending: dict[str, _Pending] = {}
+    ready = 0  # tiles that are there already
 
-    parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
-    for read, last in _read_ahead(jobs, source, workers):
+    def jobs() -> Iterator[tuple[str, pd.DataFrame, bool]]:
+        nonlocal ready
+        for slide_id, every in _slides(tiles):
+            rows = every.drop_duplicates(["x", "y"])
+            wanted = rows[["x", "y"]].to_numpy(np.int64)
+            path = descriptor_path(folder, slide_id)
+            have, kept = _reusable(path, canonical(made_by)), []
+            if have is not None:
+                at = _positions(have.coords, wanted, path)
+                ready += int((at >= 0).sum())
+                if (at >= 0).all() and len(have.coords) == len(wanted):
+                    continue
+                rows = rows[at < 0]
+                kept = [(have.features[at[at >= 0]], have.coords[at[at >= 0]])]
+            pending[slide_id] = _Pending(wanted, patch_attrs(every, slide_id, folder), kept)
+            starts = range(0, max(1, len(rows)), batch)
+            for i in starts:
+                yield slide_id, rows.iloc[i : i + batch], i == starts[-1]
+
+    for read, last in _read_ahead(jobs(), source, workers):
         if len(read.images):
-            parts.append((_encode(encode, read), read.coords))
+            pending[read.slide_id].parts.append((_encode(encode, read), read.coords))
         if last:
-            if read.slide_id in kept:
-                parts.append((kept[read.slide_id].features, kept[read.slide_id].coords))
-            _finish(folder, read.slide_id, parts, corners[read.slide_id], made_by, tiles)
-            parts = []
-        yield len(read.images) + len(read.failures), read.failures
+            _finish(folder, read.slide_id, pending.pop(read.slide_id), made_by)
+        done, ready = ready, 0
+        yield done + len(read.images) + len(read.failures), read.failures
+    yield ready, []
 
 
 def _compute_elsewhere(
@@ -294,7 +320,7 @@ def _compute_elsewhere(
     batch: int,
 ) -> Iterator[tuple[int, list[FailedTile]]]:
     """As :func:`_compute`, slide by slide on the workers of a Dask scheduler."""
-    slides = [tiles.iloc[where] for _, where in _by_slide(tiles)]
+    slides = [rows for _, rows in _slides(tiles)]
     rest = encode, source, Path(folder).absolute(), made_by, batch
     for i, result in each(scheduler, partial(_compute_slide, rest=rest), slides):
         if isinstance(result, SlideError):
@@ -323,7 +349,7 @@ def _reusable(path: Path, provenance: str) -> SlideDescriptors | None:
 
 
 def _read_ahead(
-    jobs: list[tuple[str, pd.DataFrame, bool]], source: TileSource, workers: int
+    jobs: Iterable[tuple[str, pd.DataFrame, bool]], source: TileSource, workers: int
 ) -> Iterator[tuple[_Batch, bool]]:
     """Read the jobs in their order, with ``workers`` processes at most two batches each ahead."""
     if workers == 0:
@@ -389,25 +415,16 @@ def _encode(encode: Encode, read: _Batch) -> NDArray[np.float32]:
     return features
 
 
-def _finish(
-    folder: str | Path,
-    slide_id: str,
-    parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]],
-    corners: NDArray[np.int64],
-    made_by: Mapping[str, Any],
-    tiles: pd.DataFrame,
-) -> None:
+def _finish(folder: str | Path, slide_id: str, slide: _Pending, made_by: Mapping[str, Any]) -> None:
     """Write one slide's file in the order of the table; without any descriptor there is none."""
     path = descriptor_path(folder, slide_id)
-    if not parts:
+    if not slide.parts:
         path.unlink(missing_ok=True)
         return
-    coords = np.concatenate([c for _, c in parts])
-    at = _positions(coords, corners, path)
+    features, coords = (np.concatenate(part) for part in zip(*slide.parts, strict=True))
+    at = _positions(coords, slide.corners, path)
     at = at[at >= 0]
-    patch = patch_attrs(tiles, slide_id, folder)
-    features = np.concatenate([f for f, _ in parts])
-    write_descriptors(folder, slide_id, features[at], coords[at], made_by, patch)
+    write_descriptors(folder, slide_id, features[at], coords[at], made_by, slide.patch)
 
 
 def rgb_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
