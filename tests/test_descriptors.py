@@ -550,3 +550,21 @@ def test_a_file_that_hangs_or_crashes_hdf5_ends_its_own_process_alone(monkeypatc
     read.__module__, read.__qualname__ = descriptor_files.__name__, "load_slide"
     with pytest.raises(DescriptorError, match=says):
         descriptor_files.load_slide_apart("bad.h5", timeout_s=1)
+
+
+def test_rows_to_be_read_carry_nothing_of_other_slides(tmp_path):
+    # pandas copies metadata with every selection: of many slides they would fill the memory.
+    tiles = some_tiles({f"s{i}": 3 for i in range(20)})
+    where = {name: {"path": name * 100} for name in tiles["slide_id"].unique()}
+    tiles.attrs["source"] = {"kind": "slides", "slides": where}
+    seen = []
+
+    class Source(PlainTiles):
+        def read(self, rows):
+            seen.append((set(rows["slide_id"]), set(rows.attrs["source"]["slides"])))
+            return super().read(rows)
+
+    run(tiles, tmp_path, Source())
+    assert_right(read_descriptors(tmp_path, tiles), tiles)
+    assert len(seen) == 40
+    assert all(slides == named for slides, named in seen)
