@@ -422,3 +422,18 @@ def test_every_public_module_is_in_the_reference():
         m for m in inside if "phantom_" in m
     }
     assert listed >= inside - private
+
+
+def test_what_chapters_quote_from_the_package_is_there() -> None:
+    quoted = 0
+    for path in sorted((ROOT / "book").glob("*.ipynb")):
+        text = "".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+        for file, options in re.findall(r"```\{literalinclude\} (\S+)\n(.*?)```", text, re.DOTALL):
+            source = (path.parent / file).read_text()
+            for kind, wanted in re.findall(r":(start-at|end-at|pyobject): (.+)", options):
+                name = wanted.strip('"')
+                found = f"def {name.split('.')[-1]}(" if kind == "pyobject" else name
+                found_class = f"class {name}"
+                assert found in source or found_class in source, f"{path.name}: {wanted} in {file}"
+                quoted += 1
+    assert quoted > 10
