@@ -93,7 +93,7 @@ class Batches(Dataset[Batch]):
             positions = self.sampler.batch(rng)
             near, far = self.sampler.masks(positions)
         number, processes = self.share
-        owners = np.arange(len(positions)) * processes // len(positions)  # slides stay together
+        owners = np.arange(len(positions)) * processes // len(positions)  # in-batch: slide by slide
         batch = Batch(
             positions, torch.from_numpy(near), torch.from_numpy(far), owners, owners < 0
         )  # fmt: skip

@@ -38,7 +38,7 @@ def each(
         from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
         raise ConfigError(
-            "A scheduler needs Dask: pip install 'sslpath[cluster]', here and on its workers."
+            "A scheduler needs Dask: pip install distributed, here and on its workers."
         ) from error
     try:
         client: Any = Client(scheduler, timeout=WAIT_S, set_as_default=False)
@@ -65,8 +65,13 @@ def each(
             try:
                 yield i, client.submit(_do, shared, items[i], pure=False).result()
             except KilledWorker as error:
-                said = f"Every worker that took it on was lost: {error}. Does it fill their memory?"
-                yield i, SlideError(said)
+                yield (
+                    i,
+                    SlideError(
+                        f"Every worker that took it on was lost ({error}). Try it without a scheduler; "
+                        "if it works there, give workers more memory."
+                    ),
+                )
 
 
 def _do(job: Callable[[Item], Result], item: Item) -> Result:

@@ -50,7 +50,7 @@ class Ranks:
                 from accelerate import Accelerator
             except ImportError as error:
                 raise ConfigError(
-                    "Several processes need accelerate: pip install 'sslpath[cluster]'."
+                    "Several processes need accelerate: pip install accelerate."
                 ) from error
             self._accelerator: Any = Accelerator(cpu=self.device.type == "cpu")
             self.number, self.device = self._accelerator.process_index, self._accelerator.device
