@@ -65,13 +65,9 @@ def each(
             try:
                 yield i, client.submit(_do, shared, items[i], pure=False).result()
             except KilledWorker as error:
-                yield (
-                    i,
-                    SlideError(
-                        f"Every worker that took it on was lost ({error}). Try it without a scheduler; "
-                        "if it works there, give workers more memory."
-                    ),
-                )
+                said = f"Every worker that took it on was lost ({error}). Try it without a "
+                said += "scheduler; if it works there, give workers more memory."
+                yield i, SlideError(said)
 
 
 def _do(job: Callable[[Item], Result], item: Item) -> Result:
