@@ -22,7 +22,7 @@ import pandas as pd
 from methods import KINDS, LOSSES, OF_VIEWS, Setting
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from tile_sets import PHANTOM_SEED, Floats, Inputs, idc, phantoms
+from tile_sets import PHANTOM_SEED, PHANTOM_SLIDES, Floats, Inputs, idc, phantoms
 from tqdm import tqdm
 
 from sslpath import metrics
@@ -191,13 +191,14 @@ def main() -> None:
         "--phantom-seed", type=int, default=PHANTOM_SEED,
         help="other phantoms; twins were chosen on those of 1 (another FOLDER and --work)",
     )  # fmt: skip
+    parser.add_argument("--phantom-slides", type=int, default=PHANTOM_SLIDES, help="how many")
     parser.add_argument("--work", type=Path, default=Path("out/experiments"))
     parser.add_argument("--out", type=Path, default=Path("data/results/experiments.json"))
     options = parser.parse_args()
     if options.data == "idc":
         tile_set = idc(options.path)
     else:
-        tile_set = phantoms(options.path, seed=options.phantom_seed)
+        tile_set = phantoms(options.path, options.phantom_slides, options.phantom_seed)
     inputs = Inputs(tile_set, options.imagenet_weights, options.work / options.data)
     names = [name for name in SETTINGS if options.only is None or name in options.only]
     names = list(dict.fromkeys(["imagenet", "spatial", *names]))

@@ -32,7 +32,7 @@ from sslpath.tiling import tile_slides
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 PHANTOM_SEED = 2  # other slides than the demo's (0) and those that settings were chosen on (1)
-PHANTOM_TILES = 240  # a slide
+PHANTOM_SLIDES, PHANTOM_TILES = 30, 240  # tiles a slide
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def idc(archive: Path) -> TileSet:
     return TileSet(tiles, folds, {"IDC, five folds": (0, 1, 2, 3, 4), "IDC, folds 0 and 1": (0, 1)})
 
 
-def phantoms(folder: Path, slides: int = 30, seed: int = PHANTOM_SEED) -> TileSet:
+def phantoms(folder: Path, slides: int = PHANTOM_SLIDES, seed: int = PHANTOM_SEED) -> TileSet:
     """Three folds of phantom slides, each with two laboratories and a scanner of its own."""
     made, folds = [], {}
     specs = phantom_specs(slides, seed)
@@ -78,6 +78,8 @@ def phantoms(folder: Path, slides: int = 30, seed: int = PHANTOM_SEED) -> TileSe
     name = "phantoms, stain and scanner held out"
     if seed != PHANTOM_SEED:
         name += f", of seed {seed}"
+    if slides != PHANTOM_SLIDES:
+        name += f", {slides} slides"
     of = tiles["slide_id"].map(folds).to_numpy(np.int64)
     return TileSet(tiles, of, {name: (0, 1, 2)}, NEAR_TILES, FAR_TILES)
 
