@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from sslpath import __version__
-from sslpath.commands import data, demo, embed, evaluate, reproduce, search, tile, train
+from sslpath.commands import data, demo, embed, evaluate, index, reproduce, search, tile, train
 from sslpath.errors import SslpathError
 
 FLOW = """\
@@ -21,6 +21,7 @@ Data flows one way, and each command does one step:
   slides --tile--> table of tiles --train--> siamese network
                                   --embed--> descriptors --evaluate--> results
                                                          --search----> gallery
+                                                         --index-----> index, for millions
 
 Try it all on synthetic slides:   sslpath demo
 Your own slides:                  sslpath tile SLIDES/ --out tiles.parquet, then as above
@@ -64,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sslpath {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (tile, train, embed, evaluate, search, demo, data, reproduce):
+    for command in (tile, train, embed, evaluate, search, index, demo, data, reproduce):
         command.add(commands)
     return parser
 

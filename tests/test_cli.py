@@ -152,6 +152,22 @@ def test_a_search_among_the_querys_own_patient_does_not_find_the_query_itself(
     assert any(name.startswith(f"{one['slide_id']}:") for _, name in found)
 
 
+def test_a_search_in_an_index_finds_what_the_exact_search_finds(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles, spatial = work / "tiles.parquet", work / "d" / "spatial"
+    run("index", tiles, "--descriptors", spatial, "--out", tmp_path / "index", "--code", "flat")
+    assert "descriptors on" in capsys.readouterr().out
+    one = load_tiles(tiles).iloc[7]
+    query = f"{one['slide_id']}:{one['x']},{one['y']}"
+    words = ("search", query, tiles, "--descriptors", spatial, "--out", tmp_path / "g.png")
+    found = []
+    for more in ((), ("--index", tmp_path / "index", "--probes", 10_000)):
+        run(*words, *more)
+        found.append([name for _, name in found_tiles(capsys.readouterr().out)])
+    assert found[0] == found[1]
+
+
 def test_a_search_where_all_tiles_are_of_one_patient_names_keep_own(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,16 @@ def add(commands: "Commands") -> None:
     p.add_argument(
         "--run", type=Path, dest="run_dir", metavar="RUN", help="network for an image query"
     )
+    p.add_argument(
+        "--index",
+        type=Path,
+        metavar="DIR",
+        help="search in an index of the descriptors (`sslpath index`), approximately, without "
+        "reading them all",
+    )
+    p.add_argument(
+        "--probes", type=count, default=32, help="lists of the index to look into (default 32)"
+    )
     imagenet_options(p)
 
 
@@ -62,11 +72,15 @@ def run(options: argparse.Namespace) -> int:
 
     from sslpath.descriptors import read_descriptors
     from sslpath.figures import gallery, save
+    from sslpath.index import Index
     from sslpath.retrieval import search as nearest
 
     tiles, source = open_table(options)
-    descriptors, found = read_descriptors(options.descriptors, tiles, missing="drop")
-    tiles = tiles[found].reset_index(drop=True)
+    index = None if options.index is None else Index(options.index, tiles)
+    descriptors: NDArray[np.float32] | None = None
+    if index is None:
+        descriptors, found = read_descriptors(options.descriptors, tiles, missing="drop")
+        tiles = tiles[found].reset_index(drop=True)
     at, own = -1, None
     if Path(options.query).is_file():
         picture = _picture(Path(options.query))
@@ -74,11 +88,19 @@ def run(options: argparse.Namespace) -> int:
     else:
         at = _position(options.query, tiles)
         one = tiles.iloc[at]
-        picture, query = source.read(tiles.iloc[[at]])[0], descriptors[at]
+        picture = source.read(tiles.iloc[[at]])[0]
+        query = read_descriptors(options.descriptors, tiles.iloc[[at]])[0]
         title, label = f"{one['slide_id']}:{one['x']},{one['y']}", one["label"]
         own = None if options.keep_own else str(one["patient_id"])
     # One more, for the query itself: it is no neighbour, and may be found with --keep-own.
-    positions, distances = nearest(query, descriptors, tiles, options.k + 1, exclude=own)
+    if index is None:
+        assert descriptors is not None
+        positions, distances = nearest(query, descriptors, tiles, options.k + 1, exclude=own)
+    else:
+        groups = None if own is None else tiles["patient_id"].to_numpy(object)
+        asked = None if own is None else [own]
+        both = index.neighbours(query, asked, groups, options.k + 1, probes=options.probes)
+        positions, distances = both[0][0], both[1][0]
     kept = np.flatnonzero((positions >= 0) & (positions != at))[: options.k]
     hits, distances = tiles.iloc[positions[kept]], distances[kept]
     if hits.empty:
