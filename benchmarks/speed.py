@@ -4,20 +4,30 @@
 
 Every part gives the same work to several ways of doing it, checks that their outputs agree, warms
 each once, and then lets them take turns. A row holds the median over the turns of the ratio to the
-part's reference, and the lowest and highest ratio. Absolute rates are printed, not recorded: they
-are the machine's.
+part's reference, and the lowest and highest ratio; `rate` is the median of what this machine did a
+second, which another one does not. Other packages run in environments of their own, which are made
+in --work (some GB).
 
 - ``reading``: tiles of 224 px from a JPEG TIFF (and an SVS, if given): `Slide.read` against the
-  loop over OpenSlide's `read_region` that others have, tiffslide, libvips, and decoding alone.
-- ``descriptors``: from slides to files, against the same network on pixels that are there already.
-- ``training``: from slides, against bare steps of the same network on random tensors, and against
-  the loop of tutorials (two forward passes a pair, float32).
-- ``retrieval``: ten nearest with the own slide left out, against FAISS (flat) and scikit-learn.
+  loop over OpenSlide's `read_region` that others have, tiffslide, libvips, TIAToolbox, LazySlide,
+  histolab, and JPEG decoding alone. All pixels must be the same.
+- ``tissue``: a slide of a gigapixel to its tissue, against CLAM's rule, TIAToolbox, LazySlide and
+  histolab. Their masks differ, as their rules do.
+- ``descriptors``: from slides to files, against the same network on pixels that are there already,
+  TIAToolbox and LazySlide.
+- ``training``: from slides, against bare steps of the same network on random tensors, the loop of
+  tutorials (two forward passes a pair, float32), and lightly's SimCLR.
+- ``retrieval``: ten nearest with the own slide left out, against FAISS (flat), scikit-learn and
+  PyTorch.
+- ``index``: the index on disk against exact search, with its recall.
+- ``scheduler``: how many jobs a Dask scheduler hands out.
 """
 
 import argparse
-import io
+import math
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,31 +36,62 @@ from pathlib import Path
 from typing import Any
 
 import faiss
+import h5py
 import numpy as np
-import openslide
+import pandas as pd
 import pyvips
-import tifffile
 import torch
+from distributed import LocalCluster
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from sslpath.augment import Augmentation, augment
+from sslpath.cluster import each
 from sslpath.datasets.phantom import make_phantom
-from sslpath.embed import embed_encoder
-from sslpath.imagenet import random_encoder
+from sslpath.datasets.phantom_features import SHIPPED
+from sslpath.embed import embed_encoder, store
+from sslpath.files import atomic_path
+from sslpath.imagenet import Encoder, random_encoder
+from sslpath.index import build_index
 from sslpath.model import ModelConfig, SiameseNetwork, contrastive_loss, pair_loss
 from sslpath.neighbours import neighbours, unit_length
-from sslpath.results import row, write_results
+from sslpath.results import read_results, row, write_results
 from sslpath.settings import TrainConfig
 from sslpath.slides import Slide
 from sslpath.sources import open_source
+from sslpath.table import make_table
 from sslpath.tiling import tile_slides
 from sslpath.training import autocast_of, train
 
 Way = Callable[[], Any]
 TURNS = 5
 MPP, TILE_PX = 0.5, 224
+NAMES = {
+    "openslide": "OpenSlide loop", "sslpath": "sslpath", "tiffslide": "tiffslide",
+    "libvips": "libvips", "decoding": "JPEG decoding alone", "tiatoolbox": "TIAToolbox",
+    "lazyslide": "LazySlide", "histolab": "histolab", "clam": "CLAM's rule", "lightly": "lightly",
+}  # fmt: skip
+# What is installed for each, one call of pip after the other. histolab names versions of 2022,
+# which no Python that runs sslpath has wheels of; it gets later ones.
+TORCH = ("torch", "torchvision")
+PEERS = {
+    "tiatoolbox": [("tiatoolbox", *TORCH)],
+    "lazyslide": [("lazyslide", *TORCH)],
+    "histolab": [
+        ("--no-deps", "histolab"),
+        ("openslide-python", "openslide-bin", "scikit-image", "certifi"),
+    ],
+    "lightly": [("lightly", *TORCH)],
+}
+READING = ("tiatoolbox", "lazyslide", "histolab")
+# Tiles, numbers of each, queries.
+SIZES = (
+    (10_000, 128, 1000), (10_000, 2048, 1000), (100_000, 128, 1000), (100_000, 2048, 200),
+    (1_000_000, 128, 200),
+)  # fmt: skip
+TISSUE = ("tiatoolbox", "lazyslide", "histolab")
 
 
 def take_turns(part: str, ways: dict[str, Way], work: int, unit: str) -> list[dict[str, Any]]:
@@ -67,103 +108,168 @@ def take_turns(part: str, ways: dict[str, Way], work: int, unit: str) -> list[di
     for name, measured in rates.items():
         ratios = [a / b for a, b in zip(measured, rates[reference], strict=True)]
         middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-        print(f"{part:34} {name:34} {statistics.median(measured):12,.0f} {unit:9}/s "
+        print(f"{part:34} {name:34} {statistics.median(measured):12,.2f} {unit:9}/s "
               f"{middle:7.2f} [{low:.2f}, {high:.2f}]", flush=True)  # fmt: skip
-        about = {"versus": reference, "work": f"{work:,} {unit}"}
+        rate = statistics.median(measured)
+        about = {"versus": reference, "work": f"{work:,.4g} {unit}", "rate": rate, "unit": unit}
         rows.append(
             row(name, f"rate, over {reference}", middle, low, high, TURNS, 0, part, **about)
         )
     return rows
 
 
+# Packages, each in an environment of its own
+
+
+class Worker:
+    """A process that does a package's piece of work each time that it is called."""
+
+    def __init__(self, package: str, part: str, slide: Path, places: Any, work: Path) -> None:
+        given = work / f"{package} {part}.npy"
+        np.save(given, places)
+        words = (python_of(package, work), Path(__file__).with_name("peers.py"), package, part)
+        log = (work / f"{package}.log").open("a")
+        self.process = subprocess.Popen(
+            [*map(str, words), slide, given], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=log, text=True,
+        )  # fmt: skip
+        if self._answer() != "ready":
+            raise SystemExit(f"{package} does not start; see {log.name}")
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def start(self, result: str = "") -> None:
+        """Begin."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(result + "\n")
+        self.process.stdin.flush()
+
+    def wait(self) -> None:
+        """Wait for the end."""
+        if self._answer() != "done":
+            raise SystemExit(f"{self.process.args} failed")
+
+    def __call__(self) -> None:
+        """Do it, and wait."""
+        self.start()
+        self.wait()
+
+
+def python_of(package: str, work: Path) -> Path | str:
+    """The Python of a package's environment, which is made if it is not there."""
+    package = {"clam": "lazyslide"}.get(package, package)  # which has OpenCV
+    if package not in PEERS:
+        return sys.executable
+    folder = work / "environments" / package
+    if not (folder / "whole").exists():
+        print(f"installing {package} into {folder}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        for wanted in PEERS[package]:
+            subprocess.run([*pip, "--disable-pip-version-check", *wanted], check=True)
+        (folder / "whole").touch()
+    return folder / "bin" / "python"
+
+
 # Reading
 
 
-def reading(slides: list[Path]) -> list[dict[str, Any]]:
-    """Tiles row by row, and in random order."""
+def reading(slides: list[Path], work: Path) -> list[dict[str, Any]]:
+    """Tiles row by row, and in random order, by one and by two processes."""
     rows = []
+    packages = ("openslide", "sslpath", "tiffslide", "libvips", *READING)
     for path in slides:
         slide = Slide(path, mpp=MPP)
         width, height = slide.dimensions
-        corners = [
+        corners = np.array([
             (x, y)
             for y in range(0, height - TILE_PX + 1, TILE_PX)
             for x in range(0, width - TILE_PX + 1, TILE_PX)
-        ]
-        shuffled = [corners[i] for i in np.random.default_rng(0).permutation(len(corners))]
-        ways = readers(path, slide)
-        for x, y in corners[:: max(1, len(corners) // 20)]:
-            wanted = ways["OpenSlide loop"](x, y)
-            for name, read in ways.items():
-                if not np.array_equal(read(x, y), wanted):
-                    raise SystemExit(f"{name} reads other pixels from {path} at {x}, {y}")
+        ])  # fmt: skip
+        some = corners[:: max(1, len(corners) // 20)]
+        wanted = None
+        for package in packages:
+            one, out = Worker(package, "reading", path, some, work), work / "read.npy"
+            one.start(str(out))
+            one.wait()
+            found = np.load(out)
+            wanted = found if wanted is None else wanted
+            if not np.array_equal(found, wanted):
+                raise SystemExit(f"{package} reads other pixels from {path}")
+        shuffled = np.random.default_rng(0).permutation(corners)
         for order, places in (("row by row", corners), ("random", shuffled)):
-            timed = {name: partial(read_all, read, places) for name, read in ways.items()}
-            timed["JPEG decoding alone"] = decoding(path, places)
+            ways: dict[str, Way] = {
+                NAMES[one]: Worker(one, "reading", path, places, work)
+                for one in (*packages, "decoding")
+            }
             name = f"reading, {path.suffix[1:]}, {order}"
-            rows += take_turns(name, timed, len(places), "tiles")
+            rows += take_turns(name, ways, len(places), "tiles")
+        halves = np.array_split(corners, 2)
+        ways = {
+            NAMES[one]: partial(
+                together, [Worker(one, "reading", path, half, work) for half in halves]
+            )
+            for one in packages
+        }
+        name = f"reading, {path.suffix[1:]}, two processes"
+        rows += take_turns(name, ways, len(corners), "tiles")
     return rows
 
 
-def readers(path: Path, slide: Slide) -> dict[str, Callable[[int, int], NDArray[np.uint8]]]:
-    """Ways to read a tile of level 0."""
-    import tiffslide
+def together(workers: list[Worker]) -> None:
+    """All at once."""
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.wait()
 
-    opened, tiff = openslide.OpenSlide(str(path)), tiffslide.TiffSlide(str(path))
-    image = pyvips.Image.tiffload(str(path), page=0)
-    size = (TILE_PX, TILE_PX)
 
-    def vips(x: int, y: int) -> NDArray[np.uint8]:
-        data = pyvips.Region.new(image).fetch(x, y, *size)
-        return np.frombuffer(data, np.uint8).reshape(*size, -1)
-
-    return {
-        "OpenSlide loop": lambda x, y: np.array(opened.read_region((x, y), 0, size).convert("RGB")),
-        "sslpath": lambda x, y: slide.read(x, y, TILE_PX, MPP),
-        "tiffslide": lambda x, y: np.array(tiff.read_region((x, y), 0, size).convert("RGB")),
-        "libvips": vips,
+def tissue(phantom: Path, work: Path) -> list[dict[str, Any]]:
+    """A slide of more than a gigapixel, made of copies of a phantom, to its tissue."""
+    large = work / f"{phantom.stem}_large.tif"
+    if not large.exists():
+        image = pyvips.Image.new_from_file(str(phantom))
+        times = math.ceil((1e9 / (image.width * image.height)) ** 0.5)
+        with atomic_path(large) as temporary:
+            image.replicate(times, times).tiffsave(
+                str(temporary), tile=True, pyramid=True, compression="jpeg", Q=80, bigtiff=True,
+                tile_width=256, tile_height=256, xres=1000 / MPP, yres=1000 / MPP, resunit="cm",
+            )  # fmt: skip
+    width, height = Slide(large, mpp=MPP).dimensions
+    ways: dict[str, Way] = {
+        NAMES[one]: Worker(one, "tissue", large, [], work) for one in ("clam", "sslpath", *TISSUE)
     }
-
-
-def read_all(read: Callable[[int, int], Any], places: list[tuple[int, int]]) -> None:
-    """Read all tiles."""
-    for x, y in places:
-        read(x, y)
-
-
-def decoding(path: Path, places: list[tuple[int, int]]) -> Way:
-    """Decode as many JPEG pixels as the tiles have, from memory: no reader can be faster."""
-    with tifffile.TiffFile(path) as tiff, path.open("rb") as file:
-        page = tiff.pages[0]
-        tables = page.tags["JPEGTables"].value[:-2] if "JPEGTables" in page.tags else b"\xff\xd8"
-        count = round(len(places) * TILE_PX**2 / (page.tilewidth * page.tilelength))
-        blocks = []
-        for offset, length in zip(page.dataoffsets[:count], page.databytecounts, strict=False):
-            file.seek(offset)
-            blocks.append(tables + file.read(length)[2:])
-    return lambda: [Image.open(io.BytesIO(block)).load() for block in blocks]
+    return take_turns("tissue", ways, width * height / 1e9, "gigapixel")
 
 
 # Descriptors and training
 
 
-def descriptors(slides: list[Path]) -> list[dict[str, Any]]:
-    """A folder of slides to a folder of descriptors."""
-    encoder = random_encoder("resnet18", input_px=TILE_PX)
+def descriptors(slide: Path, work: Path) -> list[dict[str, Any]]:
+    """A slide, all of it, to a file of descriptors."""
     tiles, _ = tile_slides(
-        [Slide(p, mpp=MPP) for p in slides], mpp=MPP, tile_px=TILE_PX, max_tiles=150, progress=False
+        [Slide(slide, mpp=MPP)], mpp=MPP, tile_px=TILE_PX, min_tissue=0, progress=False
     )
     source, there = open_source(tiles), open_source(tiles).read(tiles)
+    rows = []
+    for precision, others in (("auto", ()), ("float32", ("tiatoolbox", "lazyslide"))):
+        encoder = random_encoder("resnet18", input_px=TILE_PX, precision=precision)
 
-    def whole(workers: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            embed_encoder(tiles, source, encoder, folder, workers=workers, progress=False)
+        def whole(encoder: Encoder = encoder) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                embed_encoder(tiles, source, encoder, folder, progress=False)
 
-    ways = {"the network alone": lambda: encoder.encode(there), "sslpath": lambda: whole(0)}
-    return take_turns("descriptors, ResNet-18", ways, len(tiles), "tiles")
+        ways: dict[str, Way] = {"the network alone": partial(encoder.encode, there)}
+        ways["sslpath"] = whole
+        ways |= {NAMES[one]: Worker(one, "descriptors", slide, [], work) for one in others}
+        name = f"descriptors, ResNet-18, {encoder.provenance['precision']}"
+        rows += take_turns(name, ways, len(tiles), "tiles")
+    return rows
 
 
-def training(slides: list[Path]) -> list[dict[str, Any]]:
+def training(slides: list[Path], work: Path) -> list[dict[str, Any]]:
     """Steps from slides on disk."""
     config = TrainConfig(
         near_tiles=2, far_tiles=6, steps=12, slides_per_batch=len(slides), tiles_per_slide=32,
@@ -174,6 +280,7 @@ def training(slides: list[Path]) -> list[dict[str, Any]]:
         [Slide(p, mpp=MPP) for p in slides], mpp=MPP, tile_px=TILE_PX, progress=False
     )
     source, batch = open_source(tiles), config.slides_per_batch * config.tiles_per_slide
+    folder = pictures(tiles.iloc[: 2 * batch], work / "pictures" / "tiles")
     images = torch.rand(batch, 3, TILE_PX, TILE_PX)
     near = torch.block_diag(*[torch.ones(8, 8)] * (batch // 8)).bool().fill_diagonal_(False)
     halves = torch.arange(batch // 2) % 2 == 0
@@ -201,8 +308,17 @@ def training(slides: list[Path]) -> list[dict[str, Any]]:
     ways = {
         "bare steps": lambda: bare(False), "bare steps, augmented": lambda: bare(True),
         "sslpath": whole, "tutorial loop": tutorial,
+        "lightly": Worker("lightly", "training", folder.parent, [batch, config.steps], work),
     }  # fmt: skip
     return take_turns("training, ResNet-18", ways, batch * config.steps, "images")
+
+
+def pictures(tiles: pd.DataFrame, folder: Path) -> Path:
+    """Tiles as JPEG files, for packages that do not read slides."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, tile in enumerate(open_source(tiles).read(tiles)):
+        Image.fromarray(tile).save(folder / f"{i:04d}.jpg", quality=90)
+    return folder
 
 
 def step(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
@@ -215,12 +331,12 @@ def step(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 # Retrieval
 
 
-def retrieval(tiles: int, length: int) -> list[dict[str, Any]]:
-    """Ten nearest tiles of other slides, for 1,000 queries."""
+def retrieval(tiles: int, length: int, queried: int = 1000) -> list[dict[str, Any]]:
+    """Ten nearest tiles of other slides."""
     rng = np.random.default_rng(0)
     database = unit_length(rng.standard_normal((tiles, length)))
     slide = np.repeat(np.arange(100), tiles // 100)
-    drawn = np.sort(rng.choice(tiles, 1000, replace=False))
+    drawn = np.sort(rng.choice(tiles // 10, queried, replace=False))  # of ten slides
     queries = database[drawn]
 
     def by_faiss() -> NDArray[np.int64]:
@@ -266,30 +382,103 @@ def retrieval(tiles: int, length: int) -> list[dict[str, Any]]:
     return take_turns(f"retrieval, {tiles:,} x {length}", ways, len(drawn), "queries")
 
 
+def like_tissue(tiles: int) -> NDArray[np.float32]:
+    """Descriptors of 128 numbers, as many as one likes, that lie as real ones do.
+
+    Each is one of a phantom tile (ImageNet features, PCA), moved a random share of the way to one
+    of its ten nearest, and a tenth of that way anywhere.
+    """
+    with h5py.File(SHIPPED) as file:
+        packed, scale = file["features"][:], file["scale"][:]
+    real = unit_length(PCA(128, random_state=0).fit_transform((packed / 255.0) ** 2 * scale))
+    rng = np.random.default_rng(0)
+    near, _ = neighbours(real, real, k=11)
+    one = rng.integers(len(real), size=tiles)
+    way = real[near[one, rng.integers(1, 11, size=tiles)]] - real[one]
+    noise = unit_length(rng.standard_normal(way.shape)) * np.linalg.norm(way, axis=1)[:, None]
+    return unit_length(real[one] + rng.random((tiles, 1)) * way + 0.1 * noise)
+
+
+def indexed(count: int, work: Path) -> list[dict[str, Any]]:
+    """Ten nearest tiles of other slides, by the index on disk."""
+    found, slides = like_tissue(count), 100
+    slide = np.repeat(np.arange(slides), count // slides)
+    columns = {"slide_id": [f"s{i}" for i in slide], "x": np.arange(count), "y": 0, "size": 1}
+    tiles = make_table({**columns, "slide_mpp": 1.0}, mpp=1.0, tile_px=1, source={})
+    folder = work / f"descriptors {count}"
+    store(tiles, found, folder, {"arch": "like tissue"})
+    drawn = np.sort(np.random.default_rng(1).choice(count // 10, 200, replace=False))
+    asked = found[drawn], slide[drawn]
+    exact, _ = neighbours(asked[0], found, asked[1], slide)
+    ways: dict[str, Way] = {"exact": lambda: neighbours(asked[0], found, asked[1], slide)}
+    rows, part = [], f"index, {count:,} x 128"
+    for code in ("bytes", "quarter"):
+        out = work / f"index {count} {code}"
+        index = build_index(tiles, folder, out, code=code, progress=False)
+        size = sum(path.stat().st_size for path in out.iterdir()) / count
+        for probes in (8, 32, 128):
+            name = f"{code}, {probes} lists"
+            ways[name] = partial(index.neighbours, *asked, slide, probes=probes)
+            got = ways[name]()[0]
+            share = [len(set(a) & set(b)) / 10 for a, b in zip(got, exact, strict=True)]
+            low, high = np.percentile(share, [25, 75])
+            about = {"bytes_per_tile": size, "cells": index.about["cells"]}
+            rows.append(
+                row(name, "recall of ten", float(np.mean(share)), float(low), float(high),
+                    len(drawn), 0, part, **about)
+            )  # fmt: skip
+            print(f"{part:34} {name:34} recall {np.mean(share):.3f}, {size:.0f} bytes a tile")
+    return rows + take_turns(part, ways, len(drawn), "queries")
+
+
+def scheduled() -> list[dict[str, Any]]:
+    """Jobs that do nothing, handed to workers of a Dask scheduler."""
+    jobs = 2000
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+
+        def hand_out() -> None:
+            for _ in each(cluster.scheduler_address, abs, range(jobs)):
+                pass
+
+        return take_turns("scheduler", {"sslpath": hand_out}, jobs, "jobs")
+
+
 def main() -> None:
     """Run the parts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("reading", "descriptors", "training", "retrieval")
+    parts = ("reading", "tissue", "descriptors", "training", "retrieval", "index", "scheduler")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART")
     parser.add_argument("--slide", type=Path, help="an SVS to read as well")
     parser.add_argument("--work", type=Path, default=Path("out/speed"))
     parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks.json"))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    phantoms = [make_phantom(options.work, f"phantom_{i}", seed=i) for i in range(2)]
-    rows: list[dict[str, Any]] = []
-    if "reading" in options.only:
-        rows += reading([phantoms[0], *([options.slide] if options.slide else [])])
-    if "descriptors" in options.only:
-        rows += descriptors(phantoms)
-    if "training" in options.only:
-        rows += training(phantoms)
-    if "retrieval" in options.only:
-        for tiles, length in ((10_000, 128), (100_000, 128), (10_000, 2048)):
-            rows += retrieval(tiles, length)
-    write_results(options.out, rows)
+    work = options.work.resolve()
+    phantoms = [make_phantom(work, f"phantom_{i}", seed=i) for i in range(2)]
+    do = {
+        "reading": lambda: reading(
+            [phantoms[0], *([options.slide] if options.slide else [])], work
+        ),
+        "tissue": lambda: tissue(phantoms[0], work),
+        "descriptors": lambda: descriptors(phantoms[0], work),
+        "training": lambda: training(phantoms, work),
+        "retrieval": lambda: [
+            one
+            for asked in SIZES
+            for one in retrieval(*asked)
+        ],
+        "index": lambda: indexed(1_000_000, work),
+        "scheduler": scheduled,
+    }  # fmt: skip
+    rows = read_results(options.out) if options.out.exists() else []
+    for part in options.only:
+        made = do[part]()
+        # Kept at once, so that a part that fails costs no other.
+        again = {one["data"] for one in made}
+        rows = [one for one in rows if one["data"] not in again] + made
+        write_results(options.out, rows)
 
 
 if __name__ == "__main__":
