@@ -137,12 +137,17 @@ def _first_of_equals(x: NDArray[np.float32], codes: NDArray[np.intp], k: int) ->
 
     Without this, descriptors that have collapsed into one would all be candidates of each other.
     """
-    same = pd.factorize(np.array([one.tobytes() for one in x], object))[0]
-    order = np.lexsort((codes, same))  # stable: rows of one kind stay in their order
-    kind = same[order] * (codes.max() + 1) + codes[order]
-    place = np.empty(len(x), np.intp)
-    place[order] = np.arange(len(x)) - np.searchsorted(kind, kind)
-    return place < k
+    # Equal rows have equal sums of bits: few rows are left to be compared as a whole.
+    sums = pd.factorize(np.ascontiguousarray(x).view(np.uint32).sum(axis=1, dtype=np.uint64))[0]
+    kept = np.ones(len(x), bool)
+    rows = np.flatnonzero(np.bincount(sums)[sums] > 1)
+    if not len(rows):
+        return kept
+    same = pd.factorize(np.array([one.tobytes() for one in x[rows]], object))[0]
+    order = np.lexsort((codes[rows], same))  # stable: rows of one kind stay in their order
+    kind = same[order] * (codes.max() + 1) + codes[rows][order]
+    kept[rows[order]] = np.arange(len(rows)) - np.searchsorted(kind, kind) < k
+    return kept
 
 
 def _slack(q2: NDArray[Any], x2: NDArray[Any], d: int) -> NDArray[np.float32]:
@@ -162,7 +167,8 @@ def _bound(squared: NDArray[np.float32], k: int) -> NDArray[np.float32]:
     """
     width = max(1, min(64, squared.shape[1] // (4 * k)))
     whole = squared.shape[1] // width * width
-    minima = squared[:, :whole].reshape(len(squared), -1, width).min(axis=2)
+    # A group is every so-many-th column: NumPy takes the least of whole rows of memory faster.
+    minima = squared[:, :whole].reshape(len(squared), width, -1).min(axis=1)
     if minima.shape[1] < k:
         return np.full(len(squared), np.inf, np.float32)
     return np.asarray(np.partition(minima, k - 1, axis=1)[:, k - 1])

@@ -72,13 +72,11 @@ def run(options: argparse.Namespace) -> int:
 
     from sslpath.descriptors import read_descriptors
     from sslpath.figures import gallery, save
-    from sslpath.index import Index
     from sslpath.retrieval import search as nearest
 
     tiles, source = open_table(options)
-    index = None if options.index is None else Index(options.index, tiles)
     descriptors: NDArray[np.float32] | None = None
-    if index is None:
+    if options.index is None:
         descriptors, found = read_descriptors(options.descriptors, tiles, missing="drop")
         tiles = tiles[found].reset_index(drop=True)
     at, own = -1, None
@@ -93,14 +91,10 @@ def run(options: argparse.Namespace) -> int:
         title, label = f"{one['slide_id']}:{one['x']},{one['y']}", one["label"]
         own = None if options.keep_own else str(one["patient_id"])
     # One more, for the query itself: it is no neighbour, and may be found with --keep-own.
-    if index is None:
-        assert descriptors is not None
+    if descriptors is not None:
         positions, distances = nearest(query, descriptors, tiles, options.k + 1, exclude=own)
     else:
-        groups = None if own is None else tiles["patient_id"].to_numpy(object)
-        asked = None if own is None else [own]
-        both = index.neighbours(query, asked, groups, options.k + 1, probes=options.probes)
-        positions, distances = both[0][0], both[1][0]
+        positions, distances = _in_index(options, tiles, query, own)
     kept = np.flatnonzero((positions >= 0) & (positions != at))[: options.k]
     hits, distances = tiles.iloc[positions[kept]], distances[kept]
     if hits.empty:
@@ -121,6 +115,23 @@ def run(options: argparse.Namespace) -> int:
     save(figure, options.out)
     say(f"gallery in {options.out}")
     return 0
+
+
+def _in_index(
+    options: argparse.Namespace,
+    tiles: "pd.DataFrame",
+    query: "NDArray[np.float32]",
+    own: str | None,
+) -> "tuple[NDArray[np.int64], NDArray[np.float32]]":
+    """Positions and distances of the nearest tiles in the index."""
+    from sslpath.index import Index
+
+    index = Index(options.index, tiles)
+    asked, groups = (None, None) if own is None else ([own], tiles["patient_id"].to_numpy(object))
+    positions, distances = index.neighbours(
+        query, asked, groups, options.k + 1, probes=options.probes
+    )
+    return positions[0], distances[0]
 
 
 def _label(value: Any) -> str:
