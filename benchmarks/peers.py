@@ -88,14 +88,17 @@ def tiatoolbox(part: str, slide: Path, places: Any) -> Callable[[], Any]:
     """TIAToolbox."""
     from tiatoolbox.wsicore.wsireader import WSIReader
 
-    reader = WSIReader.open(slide)
+    def opened() -> Any:
+        return WSIReader.open(slide, mpp=(MPP, MPP), power=20)  # which it finds in few files
+
+    reader = opened()
     if part == "reading":
         size = (TILE_PX, TILE_PX)
         return lambda: [reader.read_rect((int(x), int(y)), size) for x, y in places]
     if part == "tissue":
 
         def mask() -> Any:
-            return np.asarray(WSIReader.open(slide).tissue_mask("morphological").img)
+            return np.asarray(opened().tissue_mask("morphological").img)
 
         return mask
     from tiatoolbox.models.architecture.vanilla import CNNBackbone
@@ -113,12 +116,12 @@ def tiatoolbox(part: str, slide: Path, places: Any) -> Callable[[], Any]:
         with tempfile.TemporaryDirectory() as folder:
             engine = DeepFeatureExtractor(model, batch_size=BATCH, num_workers=0, verbose=False)
             out = engine.run(
-                [slide], patch_mode=False, ioconfig=config, save_dir=Path(folder) / "out",
+                [opened()], patch_mode=False, ioconfig=config, save_dir=Path(folder) / "out",
                 auto_get_mask=False, output_type="zarr", overwrite=True,
             )  # fmt: skip
             import zarr
 
-            return len(zarr.open(str(next(iter(out.values()))), mode="r")["coordinates"])
+            return zarr.open(str(next(iter(out.values()))), mode="r")["coordinates"].shape[0]
 
     return describe
 

@@ -48,6 +48,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from sslpath.augment import Augmentation, augment
+from sslpath.backbones import resolve_precision
 from sslpath.cluster import each
 from sslpath.datasets.phantom import make_phantom
 from sslpath.datasets.phantom_features import SHIPPED
@@ -92,17 +93,24 @@ SIZES = (
     (1_000_000, 128, 200),
 )  # fmt: skip
 TISSUE = ("tiatoolbox", "lazyslide", "histolab")
+DESCRIBING = ("tiatoolbox", "lazyslide")
 
 
-def take_turns(part: str, ways: dict[str, Way], work: int, unit: str) -> list[dict[str, Any]]:
-    """Time each way in turn; rows of ratios to the first, which is the reference."""
+def take_turns(
+    part: str, ways: dict[str, Way], work: float, unit: str, others: dict[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """Time each way in turn; rows of ratios to the first, which is the reference.
+
+    ``others`` says which ways do another amount of ``work``.
+    """
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(TURNS + 1):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
             if turn:  # the first warms up
-                rates[name].append(work / (time.perf_counter() - start))
+                done = (others or {}).get(name, work)
+                rates[name].append(done / (time.perf_counter() - start))
     reference = next(iter(ways))
     rows = []
     for name, measured in rates.items():
@@ -151,6 +159,13 @@ class Worker:
         if self._answer() != "done":
             raise SystemExit(f"{self.process.args} failed")
 
+    def result(self) -> Any:
+        """Do it, and tell what came out."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.start(str(Path(folder) / "out.npy"))
+            self.wait()
+            return np.load(Path(folder) / "out.npy")
+
     def __call__(self) -> None:
         """Do it, and wait."""
         self.start()
@@ -191,10 +206,7 @@ def reading(slides: list[Path], work: Path) -> list[dict[str, Any]]:
         some = corners[:: max(1, len(corners) // 20)]
         wanted = None
         for package in packages:
-            one, out = Worker(package, "reading", path, some, work), work / "read.npy"
-            one.start(str(out))
-            one.wait()
-            found = np.load(out)
+            found = Worker(package, "reading", path, some, work).result()
             wanted = found if wanted is None else wanted
             if not np.array_equal(found, wanted):
                 raise SystemExit(f"{package} reads other pixels from {path}")
@@ -254,8 +266,9 @@ def descriptors(slide: Path, work: Path) -> list[dict[str, Any]]:
     )
     source, there = open_source(tiles), open_source(tiles).read(tiles)
     rows = []
-    for precision, others in (("auto", ()), ("float32", ("tiatoolbox", "lazyslide"))):
-        encoder = random_encoder("resnet18", input_px=TILE_PX, precision=precision)
+    for precision in dict.fromkeys([resolve_precision("auto", "resnet18"), torch.float32]):
+        named = str(precision).removeprefix("torch.")
+        encoder = random_encoder("resnet18", input_px=TILE_PX, precision=named)
 
         def whole(encoder: Encoder = encoder) -> None:
             with tempfile.TemporaryDirectory() as folder:
@@ -263,9 +276,11 @@ def descriptors(slide: Path, work: Path) -> list[dict[str, Any]]:
 
         ways: dict[str, Way] = {"the network alone": partial(encoder.encode, there)}
         ways["sslpath"] = whole
-        ways |= {NAMES[one]: Worker(one, "descriptors", slide, [], work) for one in others}
-        name = f"descriptors, ResNet-18, {encoder.provenance['precision']}"
-        rows += take_turns(name, ways, len(tiles), "tiles")
+        counts = {}
+        for one in DESCRIBING if precision == torch.float32 else ():
+            worker = ways[NAMES[one]] = Worker(one, "descriptors", slide, [], work)
+            counts[NAMES[one]] = int(worker.result())  # TIAToolbox goes beyond the edge
+        rows += take_turns(f"descriptors, ResNet-18, {named}", ways, len(tiles), "tiles", counts)
     return rows
 
 
