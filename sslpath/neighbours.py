@@ -1,6 +1,6 @@
 """Exact nearest neighbours among descriptors, with the query's own group left out.
 
-But: the search looks at every descriptor. Beyond a million tiles use an index such as FAISS.
+But: the search looks at every descriptor; for many millions there is :mod:`sslpath.index`.
 """
 
 from typing import Any
