@@ -36,11 +36,17 @@ def openslide(part: str, slide: Path, places: Any) -> Callable[[], Any]:
 
 def sslpath(part: str, slide: Path, places: Any) -> Callable[[], Any]:
     """Ours."""
+    from sslpath import handles
     from sslpath.slides import Slide
     from sslpath.tiling import tile_slide
 
     if part == "tissue":
-        return lambda: len(tile_slide(Slide(slide, mpp=MPP), mpp=MPP, tile_px=TILE_PX))
+
+        def grid() -> Any:
+            handles._pools.clear()  # opened anew each time, as by the others
+            return len(tile_slide(Slide(slide, mpp=MPP), mpp=MPP, tile_px=TILE_PX))
+
+        return grid
     opened = Slide(slide, mpp=MPP)
     return lambda: [opened.read(int(x), int(y), TILE_PX, MPP) for x, y in places]
 

@@ -1,18 +1,18 @@
 """How fast sslpath is, as ratios within one run: to a ceiling, and to what others do.
 
-    python benchmarks/speed.py [--only PART ...] [--slide SVS] [--out FILE]
+    python benchmarks/speed.py [--only PART ...] [--out FILE]
 
 Every part gives the same work to several ways of doing it, checks that their outputs agree, warms
 each once, and then lets them take turns. A row holds the median over the turns of the ratio to the
-part's reference, and the lowest and highest ratio; `rate` is the median of what this machine did a
-second, which another one does not. Other packages run in environments of their own, which are made
-in --work (some GB).
+part's reference, and the lowest and highest ratio (of a recall, the quartiles of queries); `rate`
+is the median of what this machine did a second, which another one does not. Other packages run in
+environments of their own, which are made in --work (some GB).
 
-- ``reading``: tiles of 224 px from a JPEG TIFF (and an SVS, if given): `Slide.read` against the
-  loop over OpenSlide's `read_region` that others have, tiffslide, libvips, TIAToolbox, LazySlide,
-  histolab, and JPEG decoding alone. All pixels must be the same.
-- ``tissue``: a slide of a gigapixel to its tissue, against CLAM's rule, TIAToolbox, LazySlide and
-  histolab. Their masks differ, as their rules do.
+- ``reading``: tiles of 224 px from a slide of a gigapixel in JPEG blocks, as TIFF and as SVS:
+  `Slide.read` against the loop over OpenSlide's `read_region` that others have, tiffslide, libvips,
+  TIAToolbox, LazySlide, histolab, and JPEG decoding alone. All pixels must be the same.
+- ``tissue``: that slide to its tissue, against CLAM's rule, TIAToolbox, LazySlide and histolab.
+  Their masks differ, as their rules do.
 - ``descriptors``: from slides to files, against the same network on pixels that are there already,
   TIAToolbox and LazySlide.
 - ``training``: from slides, against bare steps of the same network on random tensors, the loop of
@@ -47,8 +47,9 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
+from sslpath import handles
 from sslpath.augment import Augmentation, augment
-from sslpath.backbones import resolve_precision
+from sslpath.backbones import Precision, resolve_precision
 from sslpath.cluster import each
 from sslpath.datasets.phantom import make_phantom
 from sslpath.datasets.phantom_features import SHIPPED
@@ -67,7 +68,7 @@ from sslpath.tiling import tile_slides
 from sslpath.training import autocast_of, train
 
 Way = Callable[[], Any]
-TURNS = 5
+TURNS, READ_ROWS = 5, 12
 MPP, TILE_PX = 0.5, 224
 NAMES = {
     "openslide": "OpenSlide loop", "sslpath": "sslpath", "tiffslide": "tiffslide",
@@ -191,43 +192,41 @@ def python_of(package: str, work: Path) -> Path | str:
 # Reading
 
 
-def reading(slides: list[Path], work: Path) -> list[dict[str, Any]]:
-    """Tiles row by row, and in random order, by one and by two processes."""
+def reading(large: Path, work: Path) -> list[dict[str, Any]]:
+    """Tiles row by row, and in random order, by one and by two processes.
+
+    The slide is larger than all caches, and the tiles are, too: no turn finds what the last left.
+    """
     rows = []
     packages = ("openslide", "sslpath", "tiffslide", "libvips", *READING)
-    for path in slides:
-        slide = Slide(path, mpp=MPP)
-        width, height = slide.dimensions
-        corners = np.array([
-            (x, y)
-            for y in range(0, height - TILE_PX + 1, TILE_PX)
-            for x in range(0, width - TILE_PX + 1, TILE_PX)
-        ])  # fmt: skip
-        some = corners[:: max(1, len(corners) // 20)]
-        wanted = None
-        for package in packages:
-            found = Worker(package, "reading", path, some, work).result()
-            wanted = found if wanted is None else wanted
-            if not np.array_equal(found, wanted):
-                raise SystemExit(f"{package} reads other pixels from {path}")
-        shuffled = np.random.default_rng(0).permutation(corners)
-        for order, places in (("row by row", corners), ("random", shuffled)):
-            ways: dict[str, Way] = {
-                NAMES[one]: Worker(one, "reading", path, places, work)
-                for one in (*packages, "decoding")
-            }
-            name = f"reading, {path.suffix[1:]}, {order}"
-            rows += take_turns(name, ways, len(places), "tiles")
-        halves = np.array_split(corners, 2)
-        ways = {
-            NAMES[one]: partial(
-                together, [Worker(one, "reading", path, half, work) for half in halves]
-            )
-            for one in packages
+    width, height = Slide(large, mpp=MPP).dimensions
+    corners = np.stack(np.mgrid[0 : height - TILE_PX : TILE_PX, 0 : width - TILE_PX : TILE_PX])
+    corners = corners[::-1].reshape(2, -1).T  # x, y, row by row
+    row = (width - TILE_PX) // TILE_PX
+    together_px = corners[: READ_ROWS * row]
+    scattered = np.random.default_rng(0).permutation(corners)[: len(together_px)]
+    wanted = None
+    for package in packages:
+        found = Worker(package, "reading", large, scattered[:20], work).result()
+        wanted = found if wanted is None else wanted
+        if not np.array_equal(found, wanted):
+            raise SystemExit(f"{package} reads other pixels from {large}")
+    for order, places in (("row by row", together_px), ("random", scattered)):
+        ways: dict[str, Way] = {
+            NAMES[one]: Worker(one, "reading", large, places, work)
+            for one in (*packages, "decoding")
         }
-        name = f"reading, {path.suffix[1:]}, two processes"
-        rows += take_turns(name, ways, len(corners), "tiles")
-    return rows
+        part = f"reading, {large.suffix[1:]}, {order}"
+        rows += take_turns(part, ways, len(places), "tiles")
+    halves = np.array_split(together_px, 2)
+    ways = {
+        NAMES[one]: partial(
+            together, [Worker(one, "reading", large, half, work) for half in halves]
+        )
+        for one in packages
+    }
+    part = f"reading, {large.suffix[1:]}, two processes"
+    return rows + take_turns(part, ways, len(together_px), "tiles")
 
 
 def together(workers: list[Worker]) -> None:
@@ -238,17 +237,8 @@ def together(workers: list[Worker]) -> None:
         one.wait()
 
 
-def tissue(phantom: Path, work: Path) -> list[dict[str, Any]]:
-    """A slide of more than a gigapixel, made of copies of a phantom, to its tissue."""
-    large = work / f"{phantom.stem}_large.tif"
-    if not large.exists():
-        image = pyvips.Image.new_from_file(str(phantom))
-        times = math.ceil((1e9 / (image.width * image.height)) ** 0.5)
-        with atomic_path(large) as temporary:
-            image.replicate(times, times).tiffsave(
-                str(temporary), tile=True, pyramid=True, compression="jpeg", Q=80, bigtiff=True,
-                tile_width=256, tile_height=256, xres=1000 / MPP, yres=1000 / MPP, resunit="cm",
-            )  # fmt: skip
+def tissue(large: Path, work: Path) -> list[dict[str, Any]]:
+    """A slide to its tissue, opened anew each time."""
     width, height = Slide(large, mpp=MPP).dimensions
     ways: dict[str, Way] = {
         NAMES[one]: Worker(one, "tissue", large, [], work) for one in ("clam", "sslpath", *TISSUE)
@@ -256,39 +246,70 @@ def tissue(phantom: Path, work: Path) -> list[dict[str, Any]]:
     return take_turns("tissue", ways, width * height / 1e9, "gigapixel")
 
 
+def gigapixel(phantom: Path, target: Path) -> Path:
+    """A slide of more than a gigapixel, made of copies of a phantom."""
+    if target.exists():
+        return target
+    image = pyvips.Image.new_from_file(str(phantom))
+    times = math.ceil((1e9 / (image.width * image.height)) ** 0.5)
+    image = image.replicate(times, times)
+    if target.suffix == ".svs":
+        words = (
+            f"Aperio Image Library v12.0.0\r\n{image.width}x{image.height}|AppMag = 20|MPP = {MPP}"
+        )
+        image.set_type(pyvips.GValue.gstr_type, "image-description", words)
+    with atomic_path(target) as temporary:
+        image.tiffsave(
+            str(temporary), tile=True, pyramid=True, compression="jpeg", Q=80, bigtiff=True,
+            tile_width=256, tile_height=256, xres=1000 / MPP, yres=1000 / MPP, resunit="cm",
+        )  # fmt: skip
+    return target
+
+
 # Descriptors and training
+
+
+def precisions() -> list[Precision]:
+    """What sslpath takes by itself on this machine, and what the others take."""
+    own: Any = str(resolve_precision("auto", "resnet18")).removeprefix("torch.")
+    return list(dict.fromkeys([own, "float32"]))
 
 
 def descriptors(slide: Path, work: Path) -> list[dict[str, Any]]:
     """A slide, all of it, to a file of descriptors."""
-    tiles, _ = tile_slides(
-        [Slide(slide, mpp=MPP)], mpp=MPP, tile_px=TILE_PX, min_tissue=0, progress=False
-    )
-    source, there = open_source(tiles), open_source(tiles).read(tiles)
-    rows = []
-    for precision in dict.fromkeys([resolve_precision("auto", "resnet18"), torch.float32]):
-        named = str(precision).removeprefix("torch.")
-        encoder = random_encoder("resnet18", input_px=TILE_PX, precision=named)
+
+    def tiled() -> pd.DataFrame:
+        handles._pools.clear()  # opened anew each time, as by the others
+        one = Slide(slide, mpp=MPP)
+        return tile_slides([one], mpp=MPP, tile_px=TILE_PX, min_tissue=0, progress=False)[0]
+
+    tiles, rows = tiled(), []
+    there = open_source(tiles).read(tiles)
+    for precision in precisions():
+        encoder = random_encoder("resnet18", input_px=TILE_PX, precision=precision)
 
         def whole(encoder: Encoder = encoder) -> None:
+            tiles = tiled()
             with tempfile.TemporaryDirectory() as folder:
-                embed_encoder(tiles, source, encoder, folder, progress=False)
+                embed_encoder(tiles, open_source(tiles), encoder, folder, progress=False)
 
         ways: dict[str, Way] = {"the network alone": partial(encoder.encode, there)}
         ways["sslpath"] = whole
         counts = {}
-        for one in DESCRIBING if precision == torch.float32 else ():
+        for one in DESCRIBING if precision == "float32" else ():
             worker = ways[NAMES[one]] = Worker(one, "descriptors", slide, [], work)
             counts[NAMES[one]] = int(worker.result())  # TIAToolbox goes beyond the edge
-        rows += take_turns(f"descriptors, ResNet-18, {named}", ways, len(tiles), "tiles", counts)
+        rows += take_turns(
+            f"descriptors, ResNet-18, {precision}", ways, len(tiles), "tiles", counts
+        )
     return rows
 
 
-def training(slides: list[Path], work: Path) -> list[dict[str, Any]]:
+def training(slides: list[Path], work: Path, precision: Precision) -> list[dict[str, Any]]:
     """Steps from slides on disk."""
     config = TrainConfig(
         near_tiles=2, far_tiles=6, steps=12, slides_per_batch=len(slides), tiles_per_slide=32,
-        checkpoint_every=1000,
+        checkpoint_every=1000, precision=precision,
     )  # fmt: skip
     model = ModelConfig("resnet18", trunk="scratch", input_px=TILE_PX)
     tiles, _ = tile_slides(
@@ -305,7 +326,7 @@ def training(slides: list[Path], work: Path) -> list[dict[str, Any]]:
         optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
         for _ in range(config.steps):
             x = augment((images * 255).byte(), generator, Augmentation()) if augmented else images
-            with autocast_of(network):
+            with autocast_of(network, precision):
                 z = network(x)
             step(optimiser, contrastive_loss(z, near, ~near, config.margin).total)
 
@@ -320,12 +341,15 @@ def training(slides: list[Path], work: Path) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as run:
             train(tiles, config, model, run, source=source, device="cpu", progress=False)
 
-    ways = {
+    ways: dict[str, Way] = {
         "bare steps": lambda: bare(False), "bare steps, augmented": lambda: bare(True),
-        "sslpath": whole, "tutorial loop": tutorial,
-        "lightly": Worker("lightly", "training", folder.parent, [batch, config.steps], work),
+        "sslpath": whole,
     }  # fmt: skip
-    return take_turns("training, ResNet-18", ways, batch * config.steps, "images")
+    if precision == "float32":
+        ways["tutorial loop"] = tutorial
+        given = [batch, config.steps]
+        ways["lightly"] = Worker("lightly", "training", folder.parent, given, work)
+    return take_turns(f"training, ResNet-18, {precision}", ways, batch * config.steps, "images")
 
 
 def pictures(tiles: pd.DataFrame, folder: Path) -> Path:
@@ -355,14 +379,17 @@ def retrieval(tiles: int, length: int, queried: int = 1000) -> list[dict[str, An
     queries = database[drawn]
 
     def by_faiss() -> NDArray[np.int64]:
-        index, found = faiss.IndexFlatL2(length), np.empty((len(drawn), 10), np.int64)
-        index.add(database)
+        found = np.empty((len(drawn), 10), np.int64)
         for one in np.unique(slide[drawn]):
             here = np.flatnonzero(slide[drawn] == one)
-            at = np.searchsorted(slide, [one, one + 1])
-            other = faiss.IDSelectorNot(faiss.IDSelectorRange(*map(int, at)))
-            asked = faiss.SearchParameters(sel=other)
-            found[here] = index.search(queries[here], 10, params=asked)[1]
+            start, end = np.searchsorted(slide, [one, one + 1])
+            # Before and after the own slide: quicker than a search with a selector.
+            parts = [(0, database[:start]), (end, database[end:])]
+            both = [(at, *faiss.knn(queries[here], x, 10)) for at, x in parts if len(x)]
+            squared = np.concatenate([near for _, near, _ in both], axis=1)
+            rows = np.concatenate([at + these for at, _, these in both], axis=1)
+            nearest = np.argsort(squared, axis=1)[:, :10]
+            found[here] = np.take_along_axis(rows, nearest, axis=1)
         return found
 
     def by_sklearn() -> NDArray[np.int64]:
@@ -465,20 +492,20 @@ def main() -> None:
     )
     parts = ("reading", "tissue", "descriptors", "training", "retrieval", "index", "scheduler")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART")
-    parser.add_argument("--slide", type=Path, help="an SVS to read as well")
     parser.add_argument("--work", type=Path, default=Path("out/speed"))
     parser.add_argument("--out", type=Path, default=Path("data/results/benchmarks.json"))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     work = options.work.resolve()
     phantoms = [make_phantom(work, f"phantom_{i}", seed=i) for i in range(2)]
+    large = [gigapixel(phantoms[0], work / f"large.{ending}") for ending in ("tif", "svs")]
     do = {
-        "reading": lambda: reading(
-            [phantoms[0], *([options.slide] if options.slide else [])], work
-        ),
-        "tissue": lambda: tissue(phantoms[0], work),
+        "reading": lambda: [one for slide in large for one in reading(slide, work)],
+        "tissue": lambda: tissue(large[0], work),
         "descriptors": lambda: descriptors(phantoms[0], work),
-        "training": lambda: training(phantoms, work),
+        "training": lambda: [
+            one for how in precisions() for one in training(phantoms, work, how)
+        ],
         "retrieval": lambda: [
             one
             for asked in SIZES

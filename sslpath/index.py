@@ -1,17 +1,19 @@
 """Search in more descriptors than memory holds: a FAISS index on disk, read where a query looks.
 
-Every descriptor is put on the list of the nearest of many centres (an inverted file), at one byte a
-number or less; a query reads only the few lists whose centres are nearest to it. That is quick, and
-approximate: :func:`sslpath.neighbours.neighbours` is exact, and the better choice as long as all
-descriptors fit into memory and the wait is bearable. The query's own group is left out in the
-same way.
+Every descriptor is put on the list of the nearest of many centres (an inverted file); a query reads
+only the few lists whose centres are nearest to it. That is quick, and approximate:
+:func:`sslpath.neighbours.neighbours` is exact, and the better choice as long as all descriptors fit
+into memory and the wait is bearable. The query's own group is left out in the same way.
 What this module does not do: the table of tiles itself has to fit into memory.
 """
 
 import json
 import math
+import os
 import shutil
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,21 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
+from sslpath.descriptor_files import read_failures
 from sslpath.descriptors import read_descriptors
+from sslpath.embed import provenance_or_nothing
 from sslpath.errors import ConfigError, DescriptorError
 from sslpath.files import only_one, write_json
-from sslpath.neighbours import unit_length
+from sslpath.neighbours import group_codes, unit_length
 
 # Files of an index; the last one is written when the others are whole.
 CENTRES, LISTS, ABOUT = "index.faiss", "lists.ivfdata", "index.json"
-CODES = {"flat": "Flat", "bytes": "SQ8", "quarter": "PQ{quarter}x8"}
-# FAISS wants 39 descriptors for each centre that it learns; of more than 64 it gains little.
-LEARN_FROM, LEARN_MOST = 39, 64
-LEARN_SLIDES, MOST_CELLS = 2000, 65_536  # so that learning them takes hours at the worst
-SHARD_TILES = 1_000_000  # held in memory at a time
+CODES = ("flat", "bytes", "quarter")
+# FAISS asks for 39 descriptors for each centre that it learns, and for 256 to learn quarters.
+LEARN_FROM, LEARN_MOST, LEARN_QUARTERS = 39, 64, 256
+LEARN_SLIDES = 2000
+SHARD_TILES = 1_000_000
+BLOCK = 100_000  # descriptors scaled at a time
 
 
 def build_index(
@@ -44,52 +49,73 @@ def build_index(
     seed: int = 0,
     progress: bool = True,
 ) -> "Index":
-    """Build an index of the descriptors of a table of tiles; memory is bounded by ``shard_tiles``.
+    """Build an index of the descriptors of a table of tiles.
+
+    Memory grows with ``shard_tiles``, not with the tiles; while it builds, the disk holds the
+    descriptors' codes twice.
 
     Args:
         tiles: The table of n tiles; those without a descriptor are left out.
         descriptors: Folder of descriptors, one file a slide.
         out: Folder of the index.
         code: How a descriptor is kept: ``flat`` as float32, ``bytes`` one byte a number,
-            ``quarter`` one byte for four numbers (product quantisation).
+            ``quarter`` one byte for four numbers (product quantisation). Eight bytes more say
+            whose it is.
         shard_tiles: Descriptors held in memory at a time.
-        seed: Of the sample that centres are learned from.
+        seed: Of the sample that centres are learned from, below 2^31.
         progress: Show a bar.
 
     Raises:
-        ConfigError: If FAISS is not installed or the settings make no sense.
+        ConfigError: If FAISS is not installed, the settings make no sense, or there are too few
+            tiles to learn quarters from.
         DescriptorError: If descriptors are damaged or not of one encoder.
         BusyError: If another process builds there.
     """
-    faiss = _faiss()
-    if code not in CODES or shard_tiles < 1:
-        raise ConfigError(f"code must be one of {', '.join(CODES)}, and shard_tiles 1 or more.")
-    out = Path(out)
+    faiss, out = _faiss(), Path(out)
+    if code not in CODES or shard_tiles < 1 or not 0 <= seed < 2**31:
+        raise ConfigError(
+            f"code must be one of {', '.join(CODES)}, shard_tiles 1 or more, seed 0 to 2^31 - 1."
+        )
+    rows = _rows(tiles, descriptors)
+    sample = _sample(tiles, rows, descriptors, shard_tiles, seed)
+    length = sample.shape[1]
+    cells = max(1, min(round(4 * math.sqrt(len(rows))), len(sample) // LEARN_FROM))
+    kept = {"flat": "Flat", "bytes": "SQ8", "quarter": f"PQ{_quarter(length)}x8"}[code]
+    if code == "quarter" and len(sample) < LEARN_QUARTERS:
+        raise ConfigError(f"{len(sample)} tiles are too few for quarters; choose another code.")
+    empty = faiss.index_factory(length, f"IVF{cells},{kept}")
+    empty.cp.seed = seed
+    empty.train(sample)
     with only_one(out):
         (out / ABOUT).unlink(missing_ok=True)
-        sample = _sample(tiles, descriptors, seed)
-        length, cells = sample.shape[1], _cells(len(tiles), len(sample))
-        kept = CODES[code].format(quarter=max(1, length // 4))
-        empty = faiss.index_factory(length, f"IVF{cells},{kept}")
-        empty.cp.seed = seed
-        empty.train(sample)
         parts = out / "parts"
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir()
         files: list[str] = []
-        count = 0
-        with tqdm(total=len(tiles), unit="tile", disable=not progress) as bar:
-            for rows, found in _shards(tiles, descriptors, shard_tiles):
+        made_by, count = provenance_or_nothing(descriptors, tiles), 0
+        with tqdm(total=len(rows), unit="tile", disable=not progress) as bar:
+            for start in range(0, len(rows), shard_tiles):
+                some = rows[start : start + shard_tiles]
+                part = tiles.iloc[some]
+                found, there = read_descriptors(descriptors, part, missing="drop")
+                if provenance_or_nothing(descriptors, part) != made_by or found.shape[1] != length:
+                    raise DescriptorError(
+                        f"The descriptors in {descriptors} are not all of one encoder; run "
+                        "`sslpath embed` into an empty folder."
+                    )
                 shard = faiss.clone_index(empty)
-                shard.add_with_ids(found, rows.astype(np.int64))
+                shard.add_with_ids(_scaled(found), some[there].astype(np.int64))
                 files.append(str(parts / f"{len(files)}.faiss"))
                 faiss.write_index(shard, files[-1])
                 count += len(found)
-                bar.update(len(rows))
+                bar.update(len(some))
         _merge(faiss, empty, files, out)
         shutil.rmtree(parts)
-        about = {"tiles": len(tiles), "kept": count, "length": length, "cells": cells,
-                 "code": code, "table": _fingerprint(tiles)}  # fmt: skip
+        about = {
+            "tiles": len(tiles), "kept": count, "length": length, "cells": cells, "code": code,
+            "table": _fingerprint(tiles), "made_by": made_by,
+            "bytes": {name: (out / name).stat().st_size for name in (CENTRES, LISTS)},
+        }  # fmt: skip
         write_json(out / ABOUT, about)
     return Index(out, tiles)
 
@@ -101,23 +127,34 @@ class Index:
         folder: Where :func:`build_index` put it.
         tiles: The table that it was built from.
 
+    Attributes:
+        about: How many ``tiles`` the table has, how many of them are ``kept``, the ``length`` of
+            their descriptors and what they were ``made_by``, the number of lists (``cells``).
+
     Raises:
         ConfigError: If FAISS is not installed.
-        DescriptorError: If it is missing, unfinished, or of another table.
+        DescriptorError: If it is missing, unfinished, damaged, or of another table.
     """
 
     def __init__(self, folder: str | Path, tiles: pd.DataFrame) -> None:
         faiss, folder = _faiss(), Path(folder)
+        again = "`sslpath index` makes it anew."
         if not (folder / ABOUT).exists():
-            raise DescriptorError(
-                f"{folder} holds no finished index; `sslpath index` makes it, anew if it was "
-                "interrupted."
-            )
-        self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
-        if self.about["table"] != _fingerprint(tiles):
-            raise DescriptorError(f"The index in {folder} is of another table of tiles.")
+            raise DescriptorError(f"{folder} holds no finished index; {again}")
+        try:
+            self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
+            for name, size in self.about["bytes"].items():
+                if (folder / name).stat().st_size != size:
+                    raise OSError(f"{name} has not the {size:,} bytes that it should have")
+            table = self.about["table"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DescriptorError(f"The index in {folder} is damaged ({error}); {again}") from error
+        if table != _fingerprint(tiles):
+            raise DescriptorError(f"The index in {folder} is of another table of tiles; {again}")
         # The lists stay on disk, wherever the folder has been moved to.
-        self._index = faiss.read_index(str(folder / CENTRES), faiss.IO_FLAG_ONDISK_SAME_DIR)
+        flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
+        with _silent():
+            self._index = faiss.read_index(str(folder / CENTRES), flags)
 
     def neighbours(
         self,
@@ -138,87 +175,101 @@ class Index:
             probes: Lists that a query looks into: more find more, and take longer.
 
         Returns:
-            Rows of the table ``(q, k)``, nearest first, and distances ``(q, k)`` of the descriptors
+            Rows of the table ``(q, k)``, nearest first, and distances ``(q, k)`` to the descriptors
             as they are kept; -1 at distance infinity where the lists hold fewer.
+
+        Raises:
+            ConfigError: If ``k``, ``probes`` or the groups make no sense.
+            DescriptorError: If the queries are not of the index's length, or not finite.
         """
         faiss, x = _faiss(), unit_length(np.atleast_2d(np.asarray(queries)))
-        if x.shape[1] != self.about["length"]:
+        if k < 1 or probes < 1:
+            raise ConfigError(f"k = {k}, probes = {probes}: both must be 1 or more.")
+        if x.shape[1] != self.about["length"] or not np.isfinite(x).all():
             raise DescriptorError(
-                f"Queries of {x.shape[1]} numbers; the index has {self.about['length']}."
+                f"Queries of {x.shape[1]} numbers must be finite and {self.about['length']} long, "
+                "as the descriptors of the index."
             )
-        if (query_groups is None) != (groups is None):
-            raise ConfigError("Give the groups of both queries and table, or of neither.")
+        asked, codes = group_codes(query_groups, groups, len(x), self.about["tiles"])
+        order = np.argsort(codes, kind="stable")
         found = np.full((len(x), k), -1, np.int64)
         squared = np.full((len(x), k), np.inf, np.float32)
-        for these, left_out in _left_out(query_groups, groups, len(x)):
-            asked = faiss.SearchParametersIVF(nprobe=min(probes, self.about["cells"]))
-            if left_out is not None:
-                asked.sel = faiss.IDSelectorNot(faiss.IDSelectorBatch(left_out))
-            squared[these], found[these] = self._index.search(x[these], k, params=asked)
+        for code in np.unique(asked):
+            these = np.flatnonzero(asked == code)
+            own = order[slice(*np.searchsorted(codes[order], [code, code + 1]))].astype(np.int64)
+            # Given to the constructor, which keeps it alive: older versions of FAISS do not else.
+            rule = {"sel": faiss.IDSelectorNot(faiss.IDSelectorBatch(own))} if len(own) else {}
+            settings = faiss.SearchParametersIVF(nprobe=min(probes, self.about["cells"]), **rule)
+            squared[these], found[these] = self._index.search(x[these], k, params=settings)
         squared[found < 0] = np.inf
         return found, np.sqrt(np.maximum(squared, 0))
-
-
-def _left_out(
-    query_groups: ArrayLike | None, groups: ArrayLike | None, n: int
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.int64] | None]]:
-    """Queries that leave the same rows out, and these rows."""
-    if query_groups is None:
-        yield np.arange(n), None
-        return
-    codes = pd.factorize(np.concatenate([np.asarray(query_groups), np.asarray(groups)]))[0]
-    order = np.argsort(codes[n:], kind="stable")
-    ordered = codes[n:][order]
-    for code in np.unique(codes[:n]):
-        start, end = np.searchsorted(ordered, [code, code + 1])
-        yield np.flatnonzero(codes[:n] == code), order[start:end].astype(np.int64)
 
 
 def _faiss() -> Any:
     try:
         import faiss
+        import faiss.contrib.ondisk
     except ImportError as error:
         raise ConfigError("An index needs FAISS: pip install faiss-cpu.") from error
     return faiss
 
 
-def _cells(tiles: int, sample: int) -> int:
-    """How many lists: four times the root of the tiles, if there are enough to learn them."""
-    return max(1, min(round(4 * math.sqrt(tiles)), MOST_CELLS, sample // LEARN_FROM))
-
-
-def _sample(tiles: pd.DataFrame, folder: str | Path, seed: int) -> NDArray[np.float32]:
-    """Descriptors to learn centres from: of some slides, drawn, as many as FAISS has use for."""
-    rng = np.random.default_rng(seed)
-    ids = rng.permutation(tiles["slide_id"].unique())[:LEARN_SLIDES]
-    rows = np.flatnonzero(tiles["slide_id"].isin(ids))
-    wanted = min(len(rows), LEARN_MOST * _cells(len(tiles), len(tiles)))
-    some = tiles.iloc[np.sort(rng.permutation(rows)[:wanted])]
-    return unit_length(read_descriptors(folder, some, missing="drop")[0])
-
-
-def _shards(
-    tiles: pd.DataFrame, folder: str | Path, shard_tiles: int
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-    """Rows of the table that have a descriptor, slide by slide, and the descriptors."""
+def _rows(tiles: pd.DataFrame, folder: str | Path) -> NDArray[np.intp]:
+    """Rows of the table slide by slide, without those that could not be described."""
+    key = ["slide_id", "x", "y"]
+    failed = pd.MultiIndex.from_frame(read_failures(folder)[key])
+    lost = pd.MultiIndex.from_frame(tiles[key]).isin(failed)
     order = np.argsort(pd.factorize(tiles["slide_id"])[0], kind="stable")
-    for start in range(0, len(order), shard_tiles):
-        rows = order[start : start + shard_tiles]
-        found, kept = read_descriptors(folder, tiles.iloc[rows], missing="drop")
-        yield rows[kept], unit_length(found)
+    rows = order[~lost[order]]
+    if not len(rows):
+        raise DescriptorError(f"No descriptors in {folder} for these {len(tiles)} tiles.")
+    return np.asarray(rows)
+
+
+def _sample(
+    tiles: pd.DataFrame, rows: NDArray[np.intp], folder: str | Path, most: int, seed: int
+) -> NDArray[np.float32]:
+    """Descriptors to learn centres from, of some slides, drawn."""
+    rng = np.random.default_rng(seed)
+    slides = tiles["slide_id"].iloc[rows]
+    there = rows[slides.isin(rng.permutation(slides.unique())[:LEARN_SLIDES])]
+    wanted = min(most, LEARN_MOST * round(4 * math.sqrt(len(rows))))
+    some = tiles.iloc[np.sort(rng.permutation(there)[:wanted])]
+    return _scaled(read_descriptors(folder, some, missing="drop")[0])
+
+
+def _scaled(found: NDArray[np.float32]) -> NDArray[np.float32]:
+    """To length 1, in place, block by block: in float64 it takes five times the memory."""
+    for start in range(0, len(found), BLOCK):
+        found[start : start + BLOCK] = unit_length(found[start : start + BLOCK])
+    return found
+
+
+def _quarter(length: int) -> int:
+    """How many bytes stand for a descriptor: one for four numbers, or the next that divides."""
+    return next(n for n in range(max(1, length // 4), 0, -1) if length % n == 0)
 
 
 def _merge(faiss: Any, empty: Any, files: list[str], out: Path) -> None:
     """Copy the lists of all shards into one file, list by list, and point ``empty`` to it."""
-    opened = [faiss.read_index(file, faiss.IO_FLAG_MMAP) for file in files]
-    lists = faiss.InvertedListsPtrVector()
-    for shard in opened:
-        lists.push_back(shard.invlists)
-    merged = faiss.OnDiskInvertedLists(empty.nlist, empty.code_size, str(out / LISTS))
-    count = merged.merge_from_multiple(lists.data(), lists.size())
-    empty.ntotal = count
-    empty.replace_invlists(merged)
+    (out / LISTS).unlink(missing_ok=True)  # another process may be reading it
+    with _silent():
+        faiss.contrib.ondisk.merge_ondisk(empty, files, str(out / LISTS))
     faiss.write_index(empty, str(out / CENTRES))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what FAISS prints out of the output of a command."""
+    sys.stdout.flush()
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _fingerprint(tiles: pd.DataFrame) -> int:

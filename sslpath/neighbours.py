@@ -62,12 +62,12 @@ def neighbours(
         [2, 2, 1]
     """
     q, x = np.asarray(queries, np.float32), np.asarray(database, np.float32)
-    _check(q, x, query_groups, database_groups, k)
+    _check(q, x, k)
+    query_code, database_code = group_codes(query_groups, database_groups, len(q), len(x))
     found = np.full((len(q), k), -1, np.int64)
     distances = np.full((len(q), k), np.inf, np.float32)
     if not len(q) or not len(x):
         return found, distances
-    query_code, database_code = _codes(query_groups, database_groups, len(q), len(x))
     # Sorted by group, a group is one slice of columns.
     q_order = np.argsort(query_code, kind="stable")
     x_order = np.argsort(database_code, kind="stable")
@@ -99,13 +99,7 @@ def neighbours(
     return found, distances
 
 
-def _check(
-    q: NDArray[np.float32],
-    x: NDArray[np.float32],
-    query_groups: ArrayLike | None,
-    database_groups: ArrayLike | None,
-    k: int,
-) -> None:
+def _check(q: NDArray[np.float32], x: NDArray[np.float32], k: int) -> None:
     if k < 1:
         raise ConfigError(f"k = {k}: ask for at least one neighbour.")
     if q.ndim != 2 or x.ndim != 2 or q.shape[1] != x.shape[1]:
@@ -115,20 +109,28 @@ def _check(
         )
     if not (np.isfinite(q).all() and np.isfinite(x).all()):
         raise DescriptorError("Descriptors hold NaN or infinity; compute them again.")
-    if (query_groups is None) != (database_groups is None):
-        raise ConfigError("Give the groups of both queries and database, or of neither.")
 
 
-def _codes(
+def group_codes(
     query_groups: ArrayLike | None, database_groups: ArrayLike | None, q: int, n: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Groups as integers; without groups no query shares one with the database."""
+    """Groups as integers, (q,) and (n,); without groups no query shares one with the database.
+
+    Raises:
+        ConfigError: If one is missing or has another length.
+
+    Example:
+        >>> group_codes(["a"], ["b", "a"], 1, 2)
+        (array([0]), array([1, 0]))
+    """
+    if (query_groups is None) != (database_groups is None):
+        raise ConfigError("Give the groups of both queries and database, or of neither.")
     if query_groups is None or database_groups is None:
         return np.zeros(q, np.intp), np.ones(n, np.intp)
     one, other = np.asarray(query_groups), np.asarray(database_groups)
     if one.shape != (q,) or other.shape != (n,):
         raise ConfigError(f"Groups {one.shape}, {other.shape} must be ({q},) and ({n},).")
-    codes = pd.factorize(np.concatenate([one, other]))[0]
+    codes = pd.factorize(np.concatenate([one, other]), use_na_sentinel=False)[0]
     return codes[:q], codes[q:]
 
 

@@ -13,7 +13,7 @@ from sslpath.descriptor_files import write_failures
 from sslpath.descriptors import descriptor_path
 from sslpath.embed import store
 from sslpath.errors import ConfigError, DescriptorError
-from sslpath.index import Index, build_index
+from sslpath.index import ABOUT, CENTRES, LISTS, Index, build_index
 from sslpath.neighbours import neighbours, unit_length
 from sslpath.table import make_table
 
@@ -89,12 +89,12 @@ def test_a_few_lists_find_most_of_the_true_neighbours(tiles, found, folder, tmp_
     assert recall > least
 
 
-def test_shards_change_nothing(tiles, found, folder, tmp_path):
-    whole = built(tiles, folder, tmp_path / "a")
-    parts = built(tiles, folder, tmp_path / "b", shard_tiles=333)
-    for one, other in zip(whole.neighbours(found[:99]), parts.neighbours(found[:99]), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert not (tmp_path / "b" / "parts").exists()
+def test_shards_lose_nothing_and_mix_nothing_up(tiles, found, folder, tmp_path):
+    index = built(tiles, folder, tmp_path / "i", code="flat", shard_tiles=333)
+    rows, distances = index.neighbours(found, k=1, probes=index.about["cells"])
+    assert rows.ravel().tolist() == list(range(len(tiles)))
+    assert distances.max() < 2e-3  # float32
+    assert not (tmp_path / "i" / "parts").exists()
 
 
 def test_an_index_that_has_moved_works(tiles, found, folder, tmp_path):
@@ -136,14 +136,81 @@ def test_an_index_of_another_table_or_order_is_refused(tiles, folder, tmp_path):
             Index(tmp_path / "i", other)
 
 
+def test_a_shard_of_failed_tiles_alone_is_passed_over(tiles, folder, tmp_path):
+    own = tmp_path / "descriptors"
+    shutil.copytree(folder, own)
+    descriptor_path(own, "s0").unlink()
+    lost = tiles[tiles["slide_id"] == "s0"]
+    write_failures(own, [(r.slide_id, r.x, r.y, "broken") for r in lost.itertuples()])
+    assert built(tiles, own, tmp_path / "i", shard_tiles=EACH).about["kept"] == len(tiles) - EACH
+
+
+def test_descriptors_of_two_encoders_are_refused_wherever_the_shards_end(
+    tiles, found, folder, tmp_path
+):
+    own = tmp_path / "descriptors"
+    shutil.copytree(folder, own)
+    last = tiles[tiles["slide_id"] == "s39"]
+    store(last, found[last.index], own, {"arch": "another"})
+    with pytest.raises(DescriptorError, match=r"not (all of one|made by the same) encoder"):
+        built(tiles, own, tmp_path / "i", shard_tiles=EACH)
+
+
+def test_a_damaged_index_is_refused(tiles, folder, tmp_path):
+    built(tiles, folder, tmp_path / "i")
+    about = (tmp_path / "i" / ABOUT).read_text()
+    for name, data in ((LISTS, b"short"), (CENTRES, b""), (ABOUT, b"{")):
+        shutil.copytree(tmp_path / "i", tmp_path / "damaged", dirs_exist_ok=True)
+        (tmp_path / "damaged" / name).write_bytes(data)
+        with pytest.raises(DescriptorError, match="is damaged"):
+            Index(tmp_path / "damaged", tiles)
+    (tmp_path / "damaged" / ABOUT).write_text(about)
+    (tmp_path / "damaged" / LISTS).unlink()
+    with pytest.raises(DescriptorError, match="is damaged"):
+        Index(tmp_path / "damaged", tiles)
+
+
+def test_an_index_that_cannot_be_written_can_be_read(tiles, found, folder, tmp_path):
+    built(tiles, folder, tmp_path / "i")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "i").iterdir()}
+    for path in before:
+        path.chmod(0o444)
+    assert Index(tmp_path / "i", tiles).neighbours(found[:1], k=1)[0] == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "i").iterdir()}
+
+
+def test_too_few_tiles_for_quarters_and_a_wrong_seed_leave_the_index_that_is_there(
+    tiles, folder, tmp_path
+):
+    few = tiles[tiles["slide_id"].isin(["s0", "s1"])].reset_index(drop=True)
+    few.attrs = tiles.attrs
+    built(few, folder, tmp_path / "i")
+    with pytest.raises(ConfigError, match="200 tiles are too few"):
+        built(few, folder, tmp_path / "i", code="quarter")
+    with pytest.raises(ConfigError, match="seed 0 to"):
+        built(few, folder, tmp_path / "i", seed=2**32)
+    assert Index(tmp_path / "i", few).about["code"] == "bytes"
+
+
+def test_faiss_prints_nothing(tiles, folder, tmp_path, capfd):
+    built(tiles, folder, tmp_path / "i", shard_tiles=500)
+    assert capfd.readouterr().out == ""
+
+
 def test_wrong_settings_and_queries_are_named(tiles, found, folder, tmp_path):
     with pytest.raises(ConfigError, match="flat, bytes, quarter"):
         built(tiles, folder, tmp_path / "i", code="half")
     index = built(tiles, folder, tmp_path / "i")
-    with pytest.raises(DescriptorError, match="Queries of 5 numbers; the index has 32"):
+    with pytest.raises(DescriptorError, match="Queries of 5 numbers must be finite and 32 long"):
         index.neighbours(np.ones((1, 5)))
     with pytest.raises(ConfigError, match="groups of both"):
         index.neighbours(found[:1], ["p0"])
+    with pytest.raises(ConfigError, match="Groups"):
+        index.neighbours(found[:1], ["p0"], tiles["patient_id"][:5])
+    with pytest.raises(ConfigError, match="1 or more"):
+        index.neighbours(found[:1], k=0)
+    with pytest.raises(DescriptorError, match="must be finite"):
+        index.neighbours(np.full((1, 32), np.nan))
 
 
 def test_a_group_without_rows_leaves_nothing_out_and_few_others_leave_gaps(tmp_path):

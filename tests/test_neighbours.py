@@ -172,3 +172,10 @@ def test_memory_stays_bounded_and_a_query_takes_milliseconds_at_most():
 def test_unit_length_leaves_zeros_and_directions():
     rows = np.array([[3.0, 4.0], [0.0, 0.0], [-1e-20, 0.0]])
     np.testing.assert_allclose(unit_length(rows), [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+
+
+def test_rows_without_a_group_are_a_group_of_their_own():
+    x = np.array([[0.0], [0.0], [1.0], [1.0]])
+    groups = np.array(["p", "p", None, None], object)
+    found, _ = neighbours(x[:1], x, groups[:1], groups, k=2)
+    assert found.tolist() == [[2, 3]]

@@ -16,8 +16,8 @@ def test_a_way_that_takes_twice_as_long_has_half_the_rate():
     rows = {row["method"]: row for row in take_turns("sleep", ways, 10, "naps")}
     assert rows["one"]["value"] == 1
     assert rows["twice"]["low"] <= rows["twice"]["value"] <= rows["twice"]["high"]
-    assert rows["twice"]["value"] == pytest.approx(0.5, abs=0.1)
-    assert rows["one"]["rate"] == pytest.approx(200, rel=0.2)
+    assert rows["twice"]["value"] == pytest.approx(0.5, abs=0.2)
+    assert rows["one"]["rate"] == pytest.approx(200, rel=0.5)
     assert rows["twice"]["versus"] == "one"
 
 

@@ -12,8 +12,9 @@ from sslpath.commands.shared import (
     open_table,
     say,
     table_options,
+    warn,
 )
-from sslpath.errors import ConfigError, DataError, WeightsError
+from sslpath.errors import ConfigError, DataError, DescriptorError, WeightsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,7 +98,9 @@ def run(options: argparse.Namespace) -> int:
         positions, distances = _in_index(options, tiles, query, own)
     kept = np.flatnonzero((positions >= 0) & (positions != at))[: options.k]
     hits, distances = tiles.iloc[positions[kept]], distances[kept]
-    if hits.empty:
+    if options.index is not None and len(hits) < options.k:
+        warn(f"{len(hits)} of {options.k} found in the lists looked into; --probes looks further.")
+    if hits.empty and options.index is None:
         raise ConfigError(
             f"Nothing to find: {options.tiles} has no tile of another patient with a descriptor. "
             "--keep-own searches the query's own patient too."
@@ -124,9 +127,15 @@ def _in_index(
     own: str | None,
 ) -> "tuple[NDArray[np.int64], NDArray[np.float32]]":
     """Positions and distances of the nearest tiles in the index."""
+    from sslpath.embed import provenance_or_nothing
     from sslpath.index import Index
 
     index = Index(options.index, tiles)
+    if index.about["made_by"] != provenance_or_nothing(options.descriptors, tiles):
+        raise DescriptorError(
+            f"The index in {options.index} is not of the descriptors in {options.descriptors}; "
+            "make it anew with `sslpath index`."
+        )
     asked, groups = (None, None) if own is None else ([own], tiles["patient_id"].to_numpy(object))
     positions, distances = index.neighbours(
         query, asked, groups, options.k + 1, probes=options.probes
