@@ -36,7 +36,6 @@ CODES = ("flat", "bytes", "quarter")
 LEARN_FROM, LEARN_MOST, LEARN_QUARTERS = 39, 64, 256
 LEARN_SLIDES = 2000
 SHARD_TILES = 1_000_000
-BLOCK = 100_000  # descriptors scaled at a time
 
 
 def build_index(
@@ -104,7 +103,7 @@ def build_index(
                         "`sslpath embed` into an empty folder."
                     )
                 shard = faiss.clone_index(empty)
-                shard.add_with_ids(_scaled(found), some[there].astype(np.int64))
+                shard.add_with_ids(unit_length(found), some[there].astype(np.int64))
                 files.append(str(parts / f"{len(files)}.faiss"))
                 faiss.write_index(shard, files[-1])
                 count += len(found)
@@ -235,14 +234,7 @@ def _sample(
     there = rows[slides.isin(rng.permutation(slides.unique())[:LEARN_SLIDES])]
     wanted = min(most, LEARN_MOST * round(4 * math.sqrt(len(rows))))
     some = tiles.iloc[np.sort(rng.permutation(there)[:wanted])]
-    return _scaled(read_descriptors(folder, some, missing="drop")[0])
-
-
-def _scaled(found: NDArray[np.float32]) -> NDArray[np.float32]:
-    """To length 1, in place, block by block: in float64 it takes five times the memory."""
-    for start in range(0, len(found), BLOCK):
-        found[start : start + BLOCK] = unit_length(found[start : start + BLOCK])
-    return found
+    return unit_length(read_descriptors(folder, some, missing="drop")[0])
 
 
 def _quarter(length: int) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sslpath.errors import ConfigError, DescriptorError
 
 BLOCK = 8_000_000  # distances held at a time: 32 MB of float32
+ROWS = 10_000  # descriptors scaled at a time
 
 
 def unit_length(descriptors: ArrayLike) -> NDArray[np.float32]:
@@ -24,9 +25,13 @@ def unit_length(descriptors: ArrayLike) -> NDArray[np.float32]:
         >>> unit_length([[3.0, 4.0]])
         array([[0.6, 0.8]], dtype=float32)
     """
-    rows = np.asarray(descriptors, np.float64)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(length > 0, length, 1), np.float32)
+    rows = np.asarray(descriptors)
+    unit = np.empty(rows.shape, np.float32)
+    for start in range(0, len(rows), ROWS):  # so that float64 takes little memory
+        part = rows[start : start + ROWS].astype(np.float64)
+        length = np.linalg.norm(part, axis=1, keepdims=True)
+        unit[start : start + ROWS] = part / np.where(length > 0, length, 1)
+    return unit
 
 
 def neighbours(
@@ -75,15 +80,19 @@ def neighbours(
     query_code, database_code = query_code[q_order], database_code[x_order]
     # Moved to the centre and scaled, float32 keeps its digits even if all descriptors lie close.
     centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-    qc, xc = q[q_order] - centre, x[x_order] - centre
-    scale = max(np.abs(qc).max(), np.abs(xc).max()) or np.float32(1)
+    d = q.shape[1]
+    qc, both = q[q_order] - centre, np.empty((len(x_order), d + 1), np.float32)
+    xc = both[:, :d]  # one copy of the database, no more
+    for start in range(0, len(xc), ROWS):
+        xc[start : start + ROWS] = x[x_order[start : start + ROWS]] - centre
+    scale = max(np.abs(qc).max(), xc.max(), -xc.min()) or np.float32(1)
     qc /= scale
     xc /= scale
-    q2, x2 = np.square(qc).sum(axis=1), np.square(xc).sum(axis=1)
-    slack = _slack(q2, x2, q.shape[1])
+    q2, both[:, d] = np.square(qc).sum(axis=1), np.einsum("ij,ij->i", xc, xc)
+    slack = _slack(q2, both[:, d], d)
     # |q - x|^2 - |q|^2 = |x|^2 - 2 q.x as one product; |q|^2 does not change the order.
     left = np.column_stack([-2 * qc, np.ones(len(q), np.float32)])
-    right = np.column_stack([xc, x2]).T
+    right = both.T
 
     step = max(1, BLOCK // len(x_order))
     for start in range(0, len(q), step):
