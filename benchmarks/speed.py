@@ -25,10 +25,12 @@ environments of their own, which are made in --work (some GB).
 
 import argparse
 import math
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -60,6 +62,7 @@ from sslpath.index import build_index
 from sslpath.model import ModelConfig, SiameseNetwork, contrastive_loss, pair_loss
 from sslpath.neighbours import neighbours, unit_length
 from sslpath.results import read_results, row, write_results
+from sslpath.retrieval import search
 from sslpath.settings import TrainConfig
 from sslpath.slides import Slide
 from sslpath.sources import open_source
@@ -68,10 +71,11 @@ from sslpath.tiling import tile_slides
 from sslpath.training import autocast_of, train
 
 Way = Callable[[], Any]
-TURNS, READ_ROWS = 5, 12
+TURNS, READ_ROWS = 5, 8
 MPP, TILE_PX = 0.5, 224
 NAMES = {
-    "openslide": "OpenSlide loop", "sslpath": "sslpath", "tiffslide": "tiffslide",
+    "openslide": "OpenSlide loop", "openslide_cache": "OpenSlide loop, 128 MB cache",
+    "sslpath": "sslpath", "tiffslide": "tiffslide",
     "libvips": "libvips", "decoding": "JPEG decoding alone", "tiatoolbox": "TIAToolbox",
     "lazyslide": "LazySlide", "histolab": "histolab", "clam": "CLAM's rule", "lightly": "lightly",
 }  # fmt: skip
@@ -198,7 +202,7 @@ def reading(large: Path, work: Path) -> list[dict[str, Any]]:
     The slide is larger than all caches, and the tiles are, too: no turn finds what the last left.
     """
     rows = []
-    packages = ("openslide", "sslpath", "tiffslide", "libvips", *READING)
+    packages = ("openslide", "openslide_cache", "sslpath", "tiffslide", "libvips", *READING)
     width, height = Slide(large, mpp=MPP).dimensions
     corners = np.stack(np.mgrid[0 : height - TILE_PX : TILE_PX, 0 : width - TILE_PX : TILE_PX])
     corners = corners[::-1].reshape(2, -1).T  # x, y, row by row
@@ -424,6 +428,32 @@ def retrieval(tiles: int, length: int, queried: int = 1000) -> list[dict[str, An
     return take_turns(f"retrieval, {tiles:,} x {length}", ways, len(drawn), "queries")
 
 
+def memory_of_search(tiles: int = 400_000) -> list[dict[str, Any]]:
+    """The most memory that a search takes, over that of the descriptors."""
+    found = np.random.default_rng(0).standard_normal((tiles, 128), np.float32)
+    table = pd.DataFrame({"patient_id": np.repeat(np.arange(100), tiles // 100)})
+    seen, ended = [resident()], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            seen.append(resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    search(found[0], found, table, exclude=0)
+    ended.set()
+    watcher.join()
+    times = (max(seen) - seen[0]) / found.nbytes + 1
+    print(f"memory of a search: {times:.2f} times the descriptors")
+    about = row("sslpath", "memory, over the descriptors", times, None, None, 1, 0, "memory")
+    return [about]
+
+
+def resident() -> int:
+    """Memory of this process, bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def like_tissue(tiles: int) -> NDArray[np.float32]:
     """Descriptors of 128 numbers, as many as one likes, that lie as real ones do.
 
@@ -510,7 +540,7 @@ def main() -> None:
             one
             for asked in SIZES
             for one in retrieval(*asked)
-        ],
+        ] + memory_of_search(),
         "index": lambda: indexed(1_000_000, work),
         "scheduler": scheduled,
     }  # fmt: skip
