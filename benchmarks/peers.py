@@ -11,7 +11,6 @@ it. If the line names a file, what came out is stored there.
 - ``training``: steps of SimCLR on a folder of tiles (SLIDE), as many as PLACES says.
 """
 
-import io
 import sys
 import tempfile
 import warnings
@@ -87,8 +86,8 @@ def libvips(part: str, slide: Path, places: Any) -> Callable[[], Any]:
 
 def decoding(part: str, slide: Path, places: Any) -> Callable[[], Any]:
     """JPEG alone, from memory, as many pixels as the tiles have: no reader can be faster."""
+    import simplejpeg
     import tifffile
-    from PIL import Image
 
     with tifffile.TiffFile(slide) as tiff, slide.open("rb") as file:
         page = tiff.pages[0]
@@ -98,7 +97,7 @@ def decoding(part: str, slide: Path, places: Any) -> Callable[[], Any]:
         for offset, length in zip(page.dataoffsets[:count], page.databytecounts, strict=False):
             file.seek(offset)
             blocks.append(tables + file.read(length)[2:])
-    return lambda: [Image.open(io.BytesIO(block)).load() for block in blocks]
+    return lambda: [simplejpeg.decode_jpeg(block) for block in blocks]
 
 
 def tiatoolbox(part: str, slide: Path, places: Any) -> Callable[[], Any]:

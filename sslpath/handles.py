@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import openslide
+from numpy.typing import NDArray
 from PIL import Image
 
 from sslpath.errors import SlideError, TileReadError
@@ -164,8 +166,8 @@ def _damaged(path: Path, error: object) -> NoReturn:
 
 def read_level(
     path: Path, level: int, corner: tuple[int, int], size: tuple[int, int]
-) -> Image.Image:
-    """A region of a level as RGB on the slide's background.
+) -> NDArray[np.uint8]:
+    """A region of a level as RGB on the slide's background, ``(h, w, 3)``.
 
     Args:
         path: The slide.
@@ -181,7 +183,7 @@ def read_level(
     if slide.blocks is not None and not slide.is_ycbcr:
         pixels = slide.blocks.read(level, corner, size)
         if pixels is not None:
-            return Image.fromarray(pixels)
+            return pixels
     try:
         region = slide.handle.read_region(corner, level, size)
     except openslide.OpenSlideError:
@@ -201,10 +203,10 @@ def read_level(
     if slide.is_ycbcr:
         colours = Image.frombytes("YCbCr", size, colours.tobytes()).convert("RGB")
     if alpha.getextrema() == (255, 255):
-        return colours
+        return np.array(colours)
     canvas = Image.new("RGB", size, slide.background)
     canvas.paste(colours, mask=alpha)
-    return canvas
+    return np.array(canvas)
 
 
 def _forget(slide: OpenSlideFile) -> None:

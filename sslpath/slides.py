@@ -138,10 +138,10 @@ class Slide:
         level = best_level(downsamples, wanted)
         ratio = wanted / downsamples[level]
         if abs(ratio - 1) * size_px <= 0.5:
-            return np.array(read_level(self.path, level, (x, y), (size_px, size_px)))
+            return read_level(self.path, level, (x, y), (size_px, size_px))
         side = size_px * ratio
         whole = math.ceil(side)
-        region = read_level(self.path, level, (x, y), (whole, whole))
+        region = Image.fromarray(read_level(self.path, level, (x, y), (whole, whole)))
         tile = region.resize(
             (size_px, size_px), Image.Resampling.BICUBIC, box=(0.0, 0.0, side, side)
         )
@@ -188,7 +188,7 @@ class Slide:
                 box = (dx, dy, dx + w * ratio, dy + h * ratio)
                 size = (max(1, math.ceil(box[2] - 1e-6)), max(1, math.ceil(box[3] - 1e-6)))
                 box = (dx, dy, min(box[2], size[0]), min(box[3], size[1]))
-                region = read_level(self.path, level, corner, size)
+                region = Image.fromarray(read_level(self.path, level, corner, size))
                 block = region.resize((w, h), Image.Resampling.BOX, box=box)
                 out[top : top + h, left : left + w] = np.asarray(block)
         return out
