@@ -102,14 +102,19 @@ DESCRIBING = ("tiatoolbox", "lazyslide")
 
 
 def take_turns(
-    part: str, ways: dict[str, Way], work: float, unit: str, others: dict[str, int] | None = None
+    part: str,
+    ways: dict[str, Way],
+    work: float,
+    unit: str,
+    others: dict[str, int] | None = None,
+    turns: int = TURNS,
 ) -> list[dict[str, Any]]:
     """Time each way in turn; rows of ratios to the first, which is the reference.
 
     ``others`` says which ways do another amount of ``work``.
     """
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(TURNS + 1):
+    for turn in range(turns + 1):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
@@ -127,7 +132,7 @@ def take_turns(
         rate = statistics.median(measured)
         about = {"versus": reference, "work": f"{work:,.4g} {unit}", "rate": rate, "unit": unit}
         rows.append(
-            row(name, f"rate, over {reference}", middle, low, high, TURNS, 0, part, **about)
+            row(name, f"rate, over {reference}", middle, low, high, turns, 0, part, **about)
         )
     return rows
 
@@ -366,7 +371,8 @@ def training(slides: list[Path], work: Path, precision: Precision) -> list[dict[
         ways["tutorial loop"] = tutorial
         given = [batch, config.steps]
         ways["lightly"] = Worker("lightly", "training", folder.parent, given, work)
-    return take_turns(f"training, ResNet-18, {precision}", ways, batch * config.steps, "images")
+    work_done = batch * config.steps
+    return take_turns(f"training, ResNet-18, {precision}", ways, work_done, "images", turns=3)
 
 
 def pictures(tiles: pd.DataFrame, folder: Path) -> Path:
