@@ -58,7 +58,7 @@ lab: $(READY)  ## Open the chapters in JupyterLab
 pages: book  ## Look at the built pages with a headless browser, if there is one
 	SSLPATH_SITE=$(SITE) $(BIN)/pytest tests/test_pages.py
 
-bench: $(READY)  ## How fast it is, beside others, anew for the book's page (15 minutes)
+bench: $(READY)  ## How fast it is, beside others, anew for the book's page (an hour, 20 GB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check tiffslide
 	$(BIN)/python benchmarks/speed.py
 
