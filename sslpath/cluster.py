@@ -8,7 +8,7 @@ and its like.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 from sslpath.errors import ConfigError, SlideError
@@ -20,7 +20,7 @@ WAIT_S = 15
 
 def each(
     scheduler: str, job: Callable[[Item], Result], items: Sequence[Item]
-) -> Iterator[tuple[int, Result | SlideError]]:
+) -> Generator[tuple[int, Result | SlideError], None, None]:
     """Do ``job`` on every item; yields the item's position and its result, as they come.
 
     An item that took several workers down with it yields a :class:`SlideError` instead.

@@ -12,9 +12,9 @@ import hashlib
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable
 from concurrent.futures import Future, as_completed
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -271,14 +271,17 @@ def tile_slides(
             done = _run(job, slides, workers, timeout_s)
         else:
             done = each(scheduler, job, [slide.absolute() for slide in slides])
-        for i, result in done:
-            bar.update()
-            if isinstance(result, pd.DataFrame):
-                tables[i] = result
-                continue
-            if on_error == "raise":
-                raise result
-            failures[i] = Failure(slides[i].slide_id, str(slides[i].path), str(result))
+        # Closed here and now: the garbage collector may do it in a thread of the pool's own, which
+        # cannot wait for itself.
+        with closing(done):
+            for i, result in done:
+                bar.update()
+                if isinstance(result, pd.DataFrame):
+                    tables[i] = result
+                    continue
+                if on_error == "raise":
+                    raise result
+                failures[i] = Failure(slides[i].slide_id, str(slides[i].path), str(result))
     return _join([tables[i] for i in sorted(tables)], mpp, tile_px), [
         failures[i] for i in sorted(failures)
     ]
@@ -399,7 +402,7 @@ def _run(
     slides: list[Slide],
     workers: int,
     timeout_s: float,
-) -> Iterator[tuple[int, pd.DataFrame | SslpathError]]:
+) -> Generator[tuple[int, pd.DataFrame | SslpathError], None, None]:
     """Results by position in ``slides``, in the order in which they are ready."""
     if workers <= 1 or len(slides) <= 1:
         for i, slide in enumerate(slides):
