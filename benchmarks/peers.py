@@ -85,7 +85,7 @@ def libvips(part: str, slide: Path, places: Any) -> Callable[[], Any]:
 
 
 def decoding(part: str, slide: Path, places: Any) -> Callable[[], Any]:
-    """JPEG alone, from memory, as many pixels as the tiles have: no reader can be faster."""
+    """JPEG alone, from memory, as many pixels as the tiles have."""
     import simplejpeg
     import tifffile
 

@@ -191,11 +191,12 @@ class Index:
             )
         asked, codes = group_codes(query_groups, groups, len(x), self.about["tiles"])
         order = np.argsort(codes, kind="stable")
+        ordered = codes[order]
         found = np.full((len(x), k), -1, np.int64)
         squared = np.full((len(x), k), np.inf, np.float32)
         for code in np.unique(asked):
             these = np.flatnonzero(asked == code)
-            own = order[slice(*np.searchsorted(codes[order], [code, code + 1]))].astype(np.int64)
+            own = order[slice(*np.searchsorted(ordered, [code, code + 1]))].astype(np.int64)
             # Given to the constructor, which keeps it alive: older versions of FAISS do not else.
             rule = {"sel": faiss.IDSelectorNot(faiss.IDSelectorBatch(own))} if len(own) else {}
             settings = faiss.SearchParametersIVF(nprobe=min(probes, self.about["cells"]), **rule)

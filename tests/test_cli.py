@@ -168,6 +168,22 @@ def test_a_search_in_an_index_finds_what_the_exact_search_finds(
     assert found[0] == found[1]
 
 
+def test_a_search_whose_lists_hold_only_the_own_patient_names_probes(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles = load_tiles(work / "tiles.parquet")
+    tiles["patient_id"] = "one"
+    save_tiles(tiles, tmp_path / "tiles.parquet")
+    table, spatial, index = tmp_path / "tiles.parquet", work / "d" / "spatial", tmp_path / "index"
+    run("index", table, "--descriptors", spatial, "--out", index)
+    one = tiles.iloc[7]
+    words = ("search", f"{one['slide_id']}:{one['x']},{one['y']}", table, "--index", index)
+    run(*words, "--descriptors", spatial, "--out", tmp_path / "g.png", code=1)
+    assert "--probes looks into more" in capsys.readouterr().err
+    run(*words, "--descriptors", work / "d" / "random", "--out", tmp_path / "g.png", code=1)
+    assert "is not of the descriptors in" in capsys.readouterr().err
+
+
 def test_a_search_where_all_tiles_are_of_one_patient_names_keep_own(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

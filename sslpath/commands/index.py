@@ -36,7 +36,7 @@ def add(commands: "Commands") -> None:
     )
     p.add_argument(
         "--shard-tiles", type=count, default=1_000_000,
-        help="descriptors held in memory at a time (default 1,000,000: about 2 GB)",
+        help="descriptors held in memory at a time (default 1,000,000: 1.4 GB at 128 numbers)",
     )  # fmt: skip
     p.add_argument("--seed", type=whole, default=0, help="of the sample that lists are made from")
 

@@ -98,13 +98,18 @@ def run(options: argparse.Namespace) -> int:
         positions, distances = _in_index(options, tiles, query, own)
     kept = np.flatnonzero((positions >= 0) & (positions != at))[: options.k]
     hits, distances = tiles.iloc[positions[kept]], distances[kept]
-    if options.index is not None and len(hits) < options.k:
-        warn(f"{len(hits)} of {options.k} found in the lists looked into; --probes looks further.")
-    if hits.empty and options.index is None:
+    if hits.empty and options.index is not None:
+        raise ConfigError(
+            f"Nothing of another patient in the {options.probes} lists of {options.index} that "
+            "were looked into; --probes looks into more."
+        )
+    if hits.empty:
         raise ConfigError(
             f"Nothing to find: {options.tiles} has no tile of another patient with a descriptor. "
             "--keep-own searches the query's own patient too."
         )
+    if options.index is not None and len(hits) < options.k:
+        warn(f"{len(hits)} of {options.k} found in the lists looked into; --probes looks further")
     say(f"query {title} ({_label(label)})")
     for row, distance in zip(hits.itertuples(), distances, strict=True):
         say(f"  {distance:.3f}  {row.slide_id}:{row.x},{row.y} ({_label(row.label)})")
