@@ -34,6 +34,8 @@ from sslpath.results import read_results, row, write_results
 from sslpath.retrieval import slide_pairs
 from sslpath.settings import DEPTHS_DROPOUT
 
+# About an eighth of the default images: five minutes a fold on two cores, not convergence.
+TRUNK_BATCHES = {"steps": 300, "slides_per_batch": 16, "tiles_per_slide": 16}
 SETTINGS = {
     "imagenet": Setting("plain", "last"),
     "imagenet centred": Setting("centred", "last"),
@@ -52,6 +54,16 @@ SETTINGS = {
     },
     "imagenet, grey": Setting("plain", "grey last"),
     "spatial, grey": Setting("spatial", "grey depths"),
+    "imagenet, 112 px": Setting("plain", "112 px last"),
+    "spatial, 112 px": Setting("spatial", "112 px depths"),
+    "fine-tuned, 64 px": Setting(
+        "learning trunk",
+        changes={"trunk": "finetune", "arch": "mobilenet_v2", "input_px": 64, **TRUNK_BATCHES},
+    ),
+    "from scratch, 64 px": Setting(
+        "learning trunk",
+        changes={"trunk": "scratch", "arch": "resnet18", "input_px": 64, **TRUNK_BATCHES},
+    ),
     "views, no twins": Setting("spatial", changes={"views": "elsewhere", "twins": 0.0}),
     "views, no twins, dropout": Setting(
         "spatial", changes={"views": "elsewhere", "twins": 0.0, "dropout": DEPTHS_DROPOUT}

@@ -17,8 +17,10 @@ from tile_sets import Floats, Inputs
 from torch import Tensor
 
 from sslpath.batches import Batches
+from sslpath.imagenet import load_imagenet
 from sslpath.model import ModelConfig, SiameseNetwork, contrastive_loss
 from sslpath.settings import TrainConfig, default_config, default_dropout
+from sslpath.sources import open_source
 from sslpath.training import learning_rate, train
 
 Mask = NDArray[np.bool_]
@@ -69,7 +71,8 @@ def scaled(inputs: Inputs, one: Setting, train_rows: Mask, test: Mask, seed: int
 def configs(inputs: Inputs, one: Setting, seed: int) -> tuple[TrainConfig, ModelConfig]:
     """Settings of training and of the head."""
     deep, views = one.features.endswith("depths"), "views" in one.changes
-    about = {k: v for k, v in inputs.encoder.provenance.items() if deep or k != "blocks"}
+    encoder = inputs.encoder_for(one.features)
+    about = {k: v for k, v in encoder.provenance.items() if deep or k != "blocks"}
     config = replace(
         default_config("frozen", depths=deep, views=views),
         near_tiles=inputs.set.near_tiles,
@@ -77,8 +80,9 @@ def configs(inputs: Inputs, one: Setting, seed: int) -> tuple[TrainConfig, Model
         seed=seed,
     )
     model = ModelConfig(
-        arch=inputs.encoder.arch,
+        arch=encoder.arch,
         feature_dim=inputs[one.features].shape[1],
+        input_px=encoder.input_px,
         dropout=default_dropout(depths=deep, views=views),
         encoder=about,
     )
@@ -104,6 +108,30 @@ def trained(inputs: Inputs, one: Setting, test: Mask, seed: int) -> SiameseNetwo
         tiles, config, model, inputs.work / "runs" / name,
         features=inputs[one.features], views=views, device="cpu", progress=False,
     )  # fmt: skip
+
+
+def learning_trunk(inputs: Inputs, one: Setting, train_rows: Mask, test: Mask, seed: int) -> Floats:
+    """The method with a trunk that learns from pixels: fine-tuned, or from scratch."""
+    tiles, source = inputs.tiles.copy(), open_source(inputs.tiles)
+    tiles["split"] = np.where(test, "test", "train")
+    trunk, arch, px = (one.changes[key] for key in ("trunk", "arch", "input_px"))
+    config = replace(
+        default_config(trunk),
+        near_tiles=inputs.set.near_tiles,
+        far_tiles=inputs.set.far_tiles,
+        seed=seed,
+        **{k: v for k, v in one.changes.items() if hasattr(TrainConfig, k)},
+    )
+    encoder = load_imagenet(arch, inputs.weights, px) if trunk == "finetune" else None
+    held = "+".join(map(str, np.unique(inputs.folds[test])))
+    network = train(
+        tiles, config, ModelConfig(arch=arch, trunk=trunk, input_px=px),
+        inputs.work / "runs" / f"{trunk} {sorted(one.changes.items())} fold {held} seed {seed}",
+        source=source, encoder=encoder,
+    )  # fmt: skip
+    rows = inputs.tiles[test]
+    parts = [rows.iloc[i : i + 128] for i in range(0, len(rows), 128)]
+    return np.concatenate([network.encode(source.read(part)) for part in parts])
 
 
 class Step(NamedTuple):
@@ -285,5 +313,6 @@ KINDS: dict[str, Callable[[Inputs, Setting, Mask, Mask, int], Floats]] = {
     "pca": pca,
     "scaled": scaled,
     "spatial": spatial,
+    "learning trunk": learning_trunk,
     "variant": variant,
 }

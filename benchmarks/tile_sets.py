@@ -98,17 +98,22 @@ class Inputs:
         self.set, self.tiles, self.folds = tile_set, tile_set.tiles, tile_set.folds
         self.work, self.weights, self.input_px = work, weights, input_px
         work.mkdir(parents=True, exist_ok=True)
-        self._encoder: Encoder | None = None
+        self._encoders: dict[int, Encoder] = {}
 
     @property
     def encoder(self) -> Encoder:
         """MobileNetV2 with features of every depth; its last 1280 are those of the last layer."""
-        if self._encoder is None:
-            self._encoder = load_imagenet("mobilenet_v2", self.weights, self.input_px, depths=True)
-        return self._encoder
+        return self.encoder_for("depths")
+
+    def encoder_for(self, features: str) -> Encoder:
+        """The encoder of these features, whose names may begin with its input, as ``112 px``."""
+        px = int(features.split()[0]) if " px " in features else self.input_px
+        if px not in self._encoders:
+            self._encoders[px] = load_imagenet("mobilenet_v2", self.weights, px, depths=True)
+        return self._encoders[px]
 
     def __getitem__(self, name: str) -> Floats:
-        """Features ``rgb``, ``last``, ``depths``, ``grey last`` or ``grey depths``."""
+        """Features ``rgb``, ``last``, ``depths``, ``grey last``, ``112 px depths`` and the like."""
         if name == "rgb":
             return self._kept("rgb", rgb_features)
         change = without_colour if name.startswith("grey") else None
@@ -117,7 +122,8 @@ class Inputs:
 
     def depths(self, name: str, change: Callable[[Pixels], Pixels] | None = None) -> Floats:
         """Features of all depths of the tiles, changed in some way or not."""
-        return self._kept(name, lambda x: self.encoder.encode(x if change is None else change(x)))
+        encoder = self.encoder_for(name)
+        return self._kept(name, lambda x: encoder.encode(x if change is None else change(x)))
 
     def views(self, kind: str) -> list[Floats]:
         """The same of augmented views of each tile; ``elsewhere`` means other scanners, too."""

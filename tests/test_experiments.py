@@ -1,6 +1,7 @@
 """The experiments on real tissue: rivals against oracles, and the whole run in miniature."""
 
 import io
+import json
 import zipfile
 from types import SimpleNamespace
 
@@ -213,6 +214,33 @@ def test_robustness_agrees_with_the_comparison_where_nothing_is_changed(
         np.mean([7 / (8 * n - 1) for n in inputs.tiles.groupby(inputs.folds)["patient_id"].nunique()
                  for _ in range(n)])
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("trunk", ["finetune", "scratch"])
+def test_a_trunk_learns_from_the_training_patients_pixels(archive, weights, tmp_path, trunk):
+    changes = {"trunk": trunk, "arch": "mobilenet_v2", "input_px": 32, "steps": 2}
+    one = methods.Setting("learning trunk", changes={**changes, "tiles_per_slide": 8})
+    inputs = tile_sets.Inputs(tile_sets.idc(archive), weights, tmp_path / "work")
+    test = inputs.folds == 0
+    found = methods.learning_trunk(inputs, one, ~test, test, 0)
+    assert found.shape == (test.sum(), 128)
+    [config] = (tmp_path / "work" / "runs").glob("*/config.json")
+    run = json.loads(config.read_text())
+    assert run["data"]["tiles"] == (~test).sum()
+    assert run["model"]["trunk"] == trunk
+    assert (run["training"]["steps"], run["training"]["tiles_per_slide"]) == (2, 8)
+    started = run["model"]["encoder"].get("sha256")
+    assert (started is not None) == (trunk == "finetune")
+
+
+def test_features_can_be_of_smaller_tiles(archive, weights, tmp_path):
+    inputs = tile_sets.Inputs(tile_sets.idc(archive), weights, tmp_path / "work", 64)
+    of_64, of_32 = inputs["depths"], inputs["32 px depths"]
+    direct = tile_sets.Inputs(inputs.set, weights, tmp_path / "other", 32)
+    assert np.array_equal(of_32, direct["depths"])
+    assert not np.allclose(of_32, of_64)
+    assert np.array_equal(inputs["32 px last"], of_32[:, -1280:])
+    assert methods.configs(inputs, methods.Setting("spatial", "32 px depths"), 0)[1].input_px == 32
 
 
 def test_a_fold_never_learns_from_its_own_patients(archive, tmp_path, monkeypatch):
