@@ -83,7 +83,7 @@ def augment(
     """
     settings = settings or Augmentation()
     images = turn(images, generator, flip=settings.flip, rotate=settings.rotate)
-    floats = images.float() / 255
+    floats = images.float().div_(255)
     if settings.zoom:
         floats = magnify(floats, generator, settings.zoom)
     if settings.blur:
@@ -129,7 +129,7 @@ def turn(images: Tensor, generator: torch.Generator, *, flip: bool, rotate: bool
 
 def magnify(images: Tensor, generator: torch.Generator, limit: float) -> Tensor:
     """Magnify each tile about its middle by ``exp(-limit)`` to ``exp(limit)``, same size."""
-    factor = torch.exp(_symmetric(images, generator, limit, 1)).flatten()
+    factor = torch.exp(_symmetric(images, generator, limit, 1))[:, 0]
     theta = torch.zeros(len(images), 2, 3, device=images.device)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / factor
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
@@ -181,13 +181,14 @@ def stain_jitter(
     """
     basis = F.normalize(torch.tensor(HED, device=images.device), dim=1)
     scale = 1 + _symmetric(images, generator, strength, 3)
-    offset = _symmetric(images, generator, shift, 3)
-    density = -torch.log10(images.clamp(min=1 / 255))
-    amounts = torch.einsum("bchw,cs->bshw", density, torch.linalg.inv(basis))
-    darkness = 1 - images.mean(dim=1, keepdim=True)
-    amounts = amounts * scale + offset * darkness
-    density = torch.einsum("bshw,sc->bchw", amounts, basis)
-    return (10**-density).clamp(0, 1)
+    offset = _symmetric(images, generator, shift, 3) @ basis * math.log(10)
+    # To amounts, scaled, and back to colours: one matrix a tile. All that follows is per pixel, and
+    # most of it in place, for on a CPU new memory costs more than the sums.
+    mix = torch.einsum("cs,bs,sd->bdc", torch.linalg.inv(basis), scale, basis)
+    light = torch.bmm(mix, images.clamp(min=1 / 255).log_().flatten(2))
+    darkness = images.flatten(2).mean(dim=1, keepdim=True).neg_().add_(1)
+    light.baddbmm_(offset[:, :, None], darkness, alpha=-1)
+    return light.exp_().clamp_(max=1).view_as(images)
 
 
 def colour_jitter(
@@ -198,21 +199,19 @@ def colour_jitter(
     saturation: float,
 ) -> Tensor:
     """Change brightness, contrast and saturation of each tile; floats in 0..1 in and out."""
-    images = images * (1 + _symmetric(images, generator, brightness, 1))
-    mean = _grey(images).mean(dim=(-2, -1), keepdim=True)
-    images = mean + (images - mean) * (1 + _symmetric(images, generator, contrast, 1))
-    grey = _grey(images)
-    images = grey + (images - grey) * (1 + _symmetric(images, generator, saturation, 1))
-    return images.clamp(0, 1)
+    b, c, s = (
+        1 + _symmetric(images, generator, limit, 1) for limit in (brightness, contrast, saturation)
+    )
+    # Each change is linear in a pixel's colour, so all three are: one matrix a tile, and a grey.
+    luma = torch.tensor(LUMA, device=images.device)
+    tint = s[..., None] * torch.eye(3, device=images.device) + (1 - s[..., None]) * luma
+    pixels = images.flatten(2)
+    grey = b * (1 - c) * (pixels.mean(dim=2) @ luma)[:, None]
+    seen = torch.baddbmm(grey[..., None], (b * c)[..., None] * tint, pixels)
+    return seen.clamp_(0, 1).view_as(images)
 
 
 def _symmetric(images: Tensor, generator: torch.Generator, limit: float, count: int) -> Tensor:
-    """Uniform draws in ``-+limit``, shape ``(b, count, 1, 1)``, on the device of ``images``."""
-    draw = torch.rand((len(images), count, 1, 1), generator=generator)
+    """Uniform draws in ``-+limit``, shape ``(b, count)``, on the device of ``images``."""
+    draw = torch.rand((len(images), count), generator=generator)
     return ((2 * draw - 1) * limit).to(images.device)
-
-
-def _grey(images: Tensor) -> Tensor:
-    """Luma of each pixel, shape ``(b, 1, h, w)``."""
-    weights = torch.tensor(LUMA, device=images.device)
-    return torch.einsum("bchw,c->bhw", images, weights)[:, None]

@@ -131,6 +131,36 @@ def test_stain_jitter_scales_the_amount_of_each_stain_as_beer_and_lambert_have_i
     torch.testing.assert_close(after, expected, atol=1e-5, rtol=0)
 
 
+def test_stain_jitter_is_what_is_said_of_it_step_by_step() -> None:
+    images = noise(20, 16).float() / 255
+    basis = torch.nn.functional.normalize(torch.tensor(HED), dim=1)
+    draws = seeded(3)
+    scale = 1 + (2 * torch.rand((20, 3, 1, 1), generator=draws) - 1) * 0.3
+    shift = (2 * torch.rand((20, 3, 1, 1), generator=draws) - 1) * 0.1
+    density = -torch.log10(images.clamp(min=1 / 255))
+    amounts = torch.einsum("bchw,cs->bshw", density, torch.linalg.inv(basis))
+    amounts = amounts * scale + shift * (1 - images.mean(dim=1, keepdim=True))
+    expected = (10 ** -torch.einsum("bshw,sc->bchw", amounts, basis)).clamp(0, 1)
+    torch.testing.assert_close(
+        stain_jitter(images, seeded(3), 0.3, 0.1), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_colour_jitter_is_one_change_after_the_other() -> None:
+    images, draws = noise(20, 16).float() / 255, seeded(3)
+    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    factors = [
+        1 + (2 * torch.rand((20, 1, 1, 1), generator=draws) - 1) * k for k in (0.3, 0.2, 0.4)
+    ]
+    expected = images * factors[0]
+    mean = (expected * luma).sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True)
+    expected = mean + (expected - mean) * factors[1]
+    grey = (expected * luma).sum(dim=1, keepdim=True)
+    expected = (grey + (expected - grey) * factors[2]).clamp(0, 1)
+    seen = colour_jitter(images, seeded(3), 0.3, 0.2, 0.4)
+    torch.testing.assert_close(seen, expected, atol=1e-5, rtol=0)
+
+
 def test_each_tile_gets_its_own_stain() -> None:
     images = torch.full((20, 3, 4, 4), 0.6)
     result = stain_jitter(images, seeded(), 0.2, 0.05)
