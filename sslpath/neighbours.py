@@ -3,6 +3,7 @@
 But: the search looks at every descriptor; for many millions there is :mod:`sslpath.index`.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from sslpath.errors import ConfigError, DescriptorError
 
-BLOCK = 8_000_000  # distances held at a time: 32 MB of float32
 ROWS = 10_000  # descriptors scaled at a time
+QUERIES = 1024  # asked at a time
+PART = 2**21  # numbers of descriptors looked at in one go: 8 MB, which a CPU's cache holds
 
 
 def unit_length(descriptors: ArrayLike) -> NDArray[np.float32]:
@@ -44,8 +46,8 @@ def neighbours(
     """The k nearest rows of the database of each query, never of the query's own group.
 
     Exact Euclidean distances. Of equally distant rows the one that comes first is nearer, so the
-    answer does not depend on the machine. Memory is bounded: a few hundred MB at
-    most beside copies of the inputs.
+    answer does not depend on the machine. Inputs in float32 are not copied: beside them a search
+    takes some tens of MB, and a quarter of the database at most.
 
     Args:
         queries: Descriptors, (q, d).
@@ -67,7 +69,7 @@ def neighbours(
         [2, 2, 1]
     """
     q, x = np.asarray(queries, np.float32), np.asarray(database, np.float32)
-    _check(q, x, k)
+    largest = _check(q, x, k)
     query_code, database_code = group_codes(query_groups, database_groups, len(q), len(x))
     found = np.full((len(q), k), -1, np.int64)
     distances = np.full((len(q), k), np.inf, np.float32)
@@ -78,37 +80,50 @@ def neighbours(
     x_order = np.argsort(database_code, kind="stable")
     x_order = x_order[_first_of_equals(x, database_code, k)[x_order]]
     query_code, database_code = query_code[q_order], database_code[x_order]
-    # Moved to the centre and scaled, float32 keeps its digits even if all descriptors lie close.
-    centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-    d = q.shape[1]
-    qc, both = q[q_order] - centre, np.empty((len(x_order), d + 1), np.float32)
-    xc = both[:, :d]  # one copy of the database, no more
-    for start in range(0, len(xc), ROWS):
-        xc[start : start + ROWS] = x[x_order[start : start + ROWS]] - centre
-    scale = max(np.abs(qc).max(), xc.max(), -xc.min()) or np.float32(1)
-    qc /= scale
-    xc /= scale
-    q2, both[:, d] = np.square(qc).sum(axis=1), np.einsum("ij,ij->i", xc, xc)
-    slack = _slack(q2, both[:, d], d)
-    # |q - x|^2 - |q|^2 = |x|^2 - 2 q.x as one product; |q|^2 does not change the order.
-    left = np.column_stack([-2 * qc, np.ones(len(q), np.float32)])
-    right = both.T
-
-    step = max(1, BLOCK // len(x_order))
-    for start in range(0, len(q), step):
-        rows = slice(start, start + step)
-        squared = left[rows] @ right
-        for code in np.unique(query_code[rows]):
-            own = np.searchsorted(query_code[rows], [code, code + 1])
-            cols = np.searchsorted(database_code, [code, code + 1])
-            squared[slice(*own), slice(*cols)] = np.inf
-        limit = np.minimum(_bound(squared, k) + slack[rows], np.finfo(np.float32).max)
-        at, col = np.divmod(np.flatnonzero(squared <= limit[:, None]), len(x_order))
-        _rank(q, x, q_order[rows][at], x_order[col], found, distances)
+    # Near the centre float32 keeps its digits even if all descriptors lie close; scaled, squares of
+    # the largest and the smallest numbers are numbers too.
+    some = x[:: -(-len(x) // ROWS)]
+    centre = some.mean(axis=0, dtype=np.float64).astype(np.float32)
+    reach = largest + np.abs(centre).max()
+    scale = np.float32(1) if reach == 0 or 1e-3 < reach < 1e3 else reach
+    step = max(1, PART // x.shape[1])
+    for start in range(0, len(q), QUERIES):
+        part = slice(start, start + QUERIES)
+        asked, codes = q_order[part], query_code[part]
+        # |q - x|^2 - |q|^2 = |x|^2 - 2 q.x as one product; |q|^2 does not change the order.
+        left = _prepared(q[asked], centre, scale)
+        q2 = left[:, -1].copy()
+        left *= np.float32(-2)
+        left[:, -1] = 1
+        bounds, longest, kept = np.full((len(left), k), np.inf, np.float32), 0.0, []
+        for first in range(0, len(x_order), step):
+            rows, theirs = x_order[first : first + step], database_code[first : first + step]
+            # A table often lists its groups one after the other: rows that follow are not copied.
+            follow = (np.diff(rows) == 1).all()
+            right = _prepared(x[rows[0] : rows[-1] + 1] if follow else x[rows], centre, scale)
+            longest = max(longest, float(right[:, -1].max()))
+            squared = left @ right.T
+            for code in np.intersect1d(codes, theirs):
+                own, cols = (np.searchsorted(of, [code, code + 1]) for of in (codes, theirs))
+                squared[slice(*own), slice(*cols)] = np.inf
+            bounds = _bounds(bounds, squared)
+            limit = bounds.max(axis=1) + _slack(q2, longest, q.shape[1])
+            limit = np.minimum(limit, np.finfo(np.float32).max)
+            at = np.flatnonzero(squared <= limit[:, None])
+            row, col = np.divmod(at, len(rows))
+            kept.append((row, rows[col], squared.ravel()[at]))
+        row, near, distance = (np.concatenate(each) for each in zip(*kept, strict=True))
+        still = distance <= limit[row]
+        _rank(q, x, asked[row[still]], near[still], found, distances)
     return found, distances
 
 
-def _check(q: NDArray[np.float32], x: NDArray[np.float32], k: int) -> None:
+def _check(q: NDArray[np.float32], x: NDArray[np.float32], k: int) -> np.float32:
+    """The largest number of either, its sign aside.
+
+    Raises:
+        DescriptorError: If shapes do not fit or a value is not finite.
+    """
     if k < 1:
         raise ConfigError(f"k = {k}: ask for at least one neighbour.")
     if q.ndim != 2 or x.ndim != 2 or q.shape[1] != x.shape[1]:
@@ -116,8 +131,30 @@ def _check(q: NDArray[np.float32], x: NDArray[np.float32], k: int) -> None:
             f"Queries {q.shape} and database {x.shape} must be (q, d) and (n, d) with one d; "
             "were they made by two encoders?"
         )
-    if not (np.isfinite(q).all() and np.isfinite(x).all()):
+    # NaN and infinity are handed on by the least and the greatest.
+    ends = [end for part in (*_parts(q), *_parts(x)) for end in (part.min(), part.max())]
+    largest = np.abs(np.array(ends, np.float32)).max(initial=0)
+    if not np.isfinite(largest):
         raise DescriptorError("Descriptors hold NaN or infinity; compute them again.")
+    return np.float32(largest)
+
+
+def _parts(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Rows (n, d), some at a time, as views; none if there are none."""
+    step = max(1, PART // max(1, rows.shape[1]))
+    return (rows[start : start + step] for start in range(0, len(rows), step) if rows.size)
+
+
+def _prepared(
+    rows: NDArray[np.float32], centre: NDArray[np.float32], scale: np.float32
+) -> NDArray[np.float32]:
+    """Rows less the centre, over the scale, and their squared lengths: (n, d + 1)."""
+    prepared = np.empty((len(rows), rows.shape[1] + 1), np.float32)
+    near = np.subtract(rows, centre, out=prepared[:, :-1])
+    if scale != 1:
+        near /= scale
+    np.einsum("ij,ij->i", near, near, out=prepared[:, -1])
+    return prepared
 
 
 def group_codes(
@@ -148,8 +185,9 @@ def _first_of_equals(x: NDArray[np.float32], codes: NDArray[np.intp], k: int) ->
 
     Without this, descriptors that have collapsed into one would all be candidates of each other.
     """
-    # Equal rows have equal sums of bits: few rows are left to be compared as a whole.
-    sums = pd.factorize(np.ascontiguousarray(x).view(np.uint32).sum(axis=1, dtype=np.uint64))[0]
+    # Equal rows have equal sums of the bits of some columns; few are left to be compared whole.
+    some = np.ascontiguousarray(x[:, :: -(-x.shape[1] // 32)]).view(np.uint32)
+    sums = pd.factorize(some.sum(axis=1, dtype=np.uint64))[0]
     kept = np.ones(len(x), bool)
     rows = np.flatnonzero(np.bincount(sums)[sums] > 1)
     if not len(rows):
@@ -161,28 +199,29 @@ def _first_of_equals(x: NDArray[np.float32], codes: NDArray[np.intp], k: int) ->
     return kept
 
 
-def _slack(q2: NDArray[Any], x2: NDArray[Any], d: int) -> NDArray[np.float32]:
+def _slack(q2: NDArray[Any], x2: float, d: int) -> NDArray[np.float32]:
     """Twice the rounding error that a squared distance in float32 can have, for each query.
 
     With u = 2^-24, a product of d + 1 terms errs by at most (d + 1) u (2 |q| |x| + |x|^2) (Higham,
     "Accuracy and Stability of Numerical Algorithms", 3.1), rounding to float32 adds a few u.
     """
-    reach = np.square(np.sqrt(q2) + np.sqrt(x2.max()))
+    reach = np.square(np.sqrt(q2) + np.sqrt(x2))
     return np.asarray(2 * (d + 8) * 2.0**-24 * reach, np.float32)
 
 
-def _bound(squared: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-    """A number that at least k values of each row do not exceed, and few others, (b,).
+def _bounds(bounds: NDArray[np.float32], squared: NDArray[np.float32]) -> NDArray[np.float32]:
+    """For each row, k numbers, each of which another distance does not exceed: (b, k).
 
-    The k-th smallest of the minima of groups of columns: far quicker than a partition of all.
+    The least of those so far and of the minima of groups of columns: far quicker than a partition
+    of all distances, and few more than k lie below the largest.
     """
+    k = bounds.shape[1]
     width = max(1, min(64, squared.shape[1] // (4 * k)))
     whole = squared.shape[1] // width * width
     # A group is every so-many-th column: NumPy takes the least of whole rows of memory faster.
     minima = squared[:, :whole].reshape(len(squared), width, -1).min(axis=1)
-    if minima.shape[1] < k:
-        return np.full(len(squared), np.inf, np.float32)
-    return np.asarray(np.partition(minima, k - 1, axis=1)[:, k - 1])
+    both = np.concatenate([bounds, minima], axis=1)
+    return np.asarray(np.partition(both, k - 1, axis=1)[:, :k])
 
 
 def _rank(
@@ -209,7 +248,7 @@ def pair_distances(
 ) -> NDArray[np.float64]:
     """Euclidean distance of ``a[i]`` and ``b[j]``, pair by pair, in float64, (n,)."""
     distance = np.empty(len(i))
-    step = max(1, BLOCK // 2 // a.shape[1])
+    step = max(1, 2 * PART // a.shape[1])
     for start in range(0, len(i), step):
         part = slice(start, start + step)
         difference = a[i[part]].astype(np.float64) - b[j[part]]

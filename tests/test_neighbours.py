@@ -82,13 +82,34 @@ def test_no_neighbour_is_of_the_querys_group_even_if_it_is_the_only_near_one():
     assert not (groups[found] == groups[:, None]).any()
 
 
-@pytest.mark.parametrize("block", [1, 700, 10_000, 16_000_000])
-def test_the_answer_does_not_depend_on_how_the_work_is_cut(block, monkeypatch):
+@pytest.mark.parametrize(("queries", "part"), [(1, 1), (64, 700), (699, 30), (1024, 2**20)])
+def test_the_answer_does_not_depend_on_how_the_work_is_cut(queries, part, monkeypatch):
     x = np.round(some_descriptors(700, 3), 1)  # many ties
     groups = np.arange(700) % 5
     want = brute_force(x, x, groups, groups, 9)[0]
-    monkeypatch.setattr(sslpath.neighbours, "BLOCK", block)
+    monkeypatch.setattr(sslpath.neighbours, "QUERIES", queries)
+    monkeypatch.setattr(sslpath.neighbours, "PART", part)
     np.testing.assert_array_equal(neighbours(x, x, groups, groups, 9)[0], want)
+
+
+def test_groups_that_lie_in_any_order_are_searched_alike(monkeypatch):
+    monkeypatch.setattr(sslpath.neighbours, "PART", 64)
+    x, rng = some_descriptors(400, 4), np.random.default_rng(0)
+    blocks = np.arange(400) // 40
+    for groups in (blocks, 9 - blocks, rng.permutation(10)[blocks], rng.permutation(blocks)):
+        want = brute_force(x, x, groups, groups, 6)[0]
+        np.testing.assert_array_equal(neighbours(x, x, groups, groups, 6)[0], want)
+
+
+def test_a_database_that_comes_nearer_and_nearer_or_is_of_any_size_is_searched(monkeypatch):
+    monkeypatch.setattr(sslpath.neighbours, "PART", 300)
+    x = np.sort(some_descriptors(500, 1), axis=0)
+    for scale in (1e-30, 1.0, 1e30):
+        for rows in (x, x[::-1]):
+            found, _ = neighbours(scale * rows[-3:], scale * rows, k=4)
+            np.testing.assert_array_equal(
+                found, brute_force(rows[-3:], rows, np.zeros(3), np.ones(500), 4)[0]
+            )
 
 
 def test_of_equal_tiles_the_first_in_the_table_is_nearer():
