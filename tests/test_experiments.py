@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import zipfile
 from types import SimpleNamespace
 
@@ -185,6 +186,37 @@ def test_the_whole_run_in_miniature_goes_on_where_it_stopped(
     again = experiments.rows_of(inputs, list(settings), seed=0)
     assert [r["value"] for r in again] == [r["value"] for r in rows]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.npy")} == kept
+
+
+def test_the_command_can_keep_to_some_folds(archive, weights, tmp_path, monkeypatch, capsys):
+    settings = {
+        "imagenet": methods.Setting("plain", "rgb"),
+        "spatial": methods.Setting("plain", "rgb"),
+    }
+    monkeypatch.setattr(experiments, "SETTINGS", settings)
+    out = tmp_path / "rows.json"
+    words = [
+        "idc",
+        archive,
+        "--imagenet-weights",
+        weights,
+        "--work",
+        tmp_path / "work",
+        "--out",
+        out,
+    ]
+    monkeypatch.setattr("sys.argv", ["experiments.py", *map(str, words), "--seeds", "0", "--folds"])
+    sys.argv += ["0", "1"]
+    experiments.main()
+    rows = json.loads(out.read_text())
+    assert {r["data"] for r in rows} == {"IDC, folds 0 and 1"}
+    assert "spatial" in capsys.readouterr().out
+    kept = sorted(path.name for path in (tmp_path / "work").rglob("descriptors/*"))
+    assert len(kept) == 4
+    sys.argv.pop()
+    with pytest.raises(SystemExit):
+        experiments.main()
+    assert "no result rests on" in capsys.readouterr().err
 
 
 def test_robustness_agrees_with_the_comparison_where_nothing_is_changed(
