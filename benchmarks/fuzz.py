@@ -22,16 +22,19 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyvips
 import shapely
 from pebble import ProcessPool
+from PIL import Image
 from reliability import merge
 
 from sslpath.annotations import read_annotations, write_geojson
 from sslpath.datasets.camelyon16 import read_reference, unpack_outlines
 from sslpath.descriptor_files import SlideDescriptors, load_in, write_descriptors
-from sslpath.errors import SslpathError
+from sslpath.errors import SlideError, SslpathError
 from sslpath.model import ModelConfig, SiameseNetwork, load_model, save_model
 from sslpath.results import read_results, row, write_results
+from sslpath.tiff_blocks import BlockCache, TiffBlocks
 
 ASAP = """<?xml version="1.0"?><ASAP_Annotations><Annotations>
 <Annotation Name="Annotation 0" Type="Polygon" PartOfGroup="_0" Color="#F4FA58"><Coordinates>
@@ -102,7 +105,34 @@ def _results(path: Path) -> None:
     write_results(path, [row("rgb", "knn_auc", 0.5, 0.4, 0.6, n=9, data="phantoms")])
 
 
+SIZES = ((160, 128), (80, 64))  # of the levels
+
+
+def _slide(path: Path) -> None:
+    bright = np.random.default_rng(0).integers(120, 250, (16, 20, 3), np.uint8)
+    pixels = bright.repeat(8, axis=0).repeat(8, axis=1)
+    pyvips.Image.new_from_array(pixels).tiffsave(
+        str(path), tile=True, pyramid=True, compression="jpeg", Q=80, tile_width=64, tile_height=64
+    )
+
+
+def _blocks(path: Path) -> None:
+    """Blocks alone: taken as they are, without OpenSlide to agree."""
+
+    def openslide(level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+        raise AssertionError("not to be asked")
+
+    blocks = TiffBlocks(path, SIZES, (1.0, 2.0), BlockCache(), openslide)
+    blocks.agreed = {0: True, 1: True}
+    read = [blocks.read(level, (0, 0), size) for level, size in enumerate(SIZES)]
+    for found, (width, height) in zip(read, SIZES, strict=True):
+        assert found is None or found.shape == (height, width, 3)
+    if read[0] is None and read[1] is None:
+        raise SlideError("left to OpenSlide")
+
+
 TARGETS = {
+    "JPEG blocks of a slide": Target(".tif", _slide, _blocks),
     "annotations in XML": Target(".xml", lambda path: path.write_text(ASAP), read_annotations),
     "annotations in GeoJSON": Target(".geojson", _geojson, read_annotations),
     "archive of annotations": Target(".zip", _outlines, _unpack),
