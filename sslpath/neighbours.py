@@ -47,7 +47,7 @@ def neighbours(
 
     Exact Euclidean distances. Of equally distant rows the one that comes first is nearer, so the
     answer does not depend on the machine. Inputs in float32 are not copied: beside them a search
-    takes some tens of MB, and a quarter of the database at most.
+    takes some tens of MB, and about 200 bytes for each row of the database.
 
     Args:
         queries: Descriptors, (q, d).
@@ -86,9 +86,10 @@ def neighbours(
     centre = some.mean(axis=0, dtype=np.float64).astype(np.float32)
     reach = largest + np.abs(centre).max()
     scale = np.float32(1) if reach == 0 or 1e-3 < reach < 1e3 else reach
-    step = max(1, PART // x.shape[1])
-    for start in range(0, len(q), QUERIES):
-        part = slice(start, start + QUERIES)
+    together = max(1, min(QUERIES, PART // (32 * k)))  # more candidates for a larger k
+    step = max(1, min(PART // x.shape[1], 4 * PART // together))
+    for start in range(0, len(q), together):
+        part = slice(start, start + together)
         asked, codes = q_order[part], query_code[part]
         # |q - x|^2 - |q|^2 = |x|^2 - 2 q.x as one product; |q|^2 does not change the order.
         left = _prepared(q[asked], centre, scale)

@@ -82,7 +82,7 @@ def test_no_neighbour_is_of_the_querys_group_even_if_it_is_the_only_near_one():
     assert not (groups[found] == groups[:, None]).any()
 
 
-@pytest.mark.parametrize(("queries", "part"), [(1, 1), (64, 700), (699, 30), (1024, 2**20)])
+@pytest.mark.parametrize(("queries", "part"), [(1, 300), (64, 700), (699, 90), (1024, 2**20)])
 def test_the_answer_does_not_depend_on_how_the_work_is_cut(queries, part, monkeypatch):
     x = np.round(some_descriptors(700, 3), 1)  # many ties
     groups = np.arange(700) % 5
@@ -90,6 +90,19 @@ def test_the_answer_does_not_depend_on_how_the_work_is_cut(queries, part, monkey
     monkeypatch.setattr(sslpath.neighbours, "QUERIES", queries)
     monkeypatch.setattr(sslpath.neighbours, "PART", part)
     np.testing.assert_array_equal(neighbours(x, x, groups, groups, 9)[0], want)
+
+
+@pytest.mark.parametrize(("d", "k"), [(1, 5), (4, 3000), (64, 10)])
+def test_memory_stays_bounded_whatever_the_length_and_k(d, k):
+    q, x = some_descriptors(2000, d), some_descriptors(int(300_000 / d**0.5), d, seed=1)
+    neighbours(q[:1], x, k=1)
+    tracemalloc.start()
+    try:
+        neighbours(q, x, k=k)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 300e6  # all distances would take 1 GB and more
 
 
 def test_groups_that_lie_in_any_order_are_searched_alike(monkeypatch):
