@@ -216,11 +216,12 @@ def main() -> None:
         tile_set = idc(options.path)
     else:
         tile_set = phantoms(options.path, options.phantom_slides, options.phantom_seed)
-    folds = np.unique(tile_set.folds) if options.folds is None else options.folds
-    results = {name: of for name, of in tile_set.results.items() if set(of) <= set(folds)}
-    if not results:
-        parser.error(f"no result rests on the folds {folds} alone; there are {tile_set.results}")
-    tile_set = replace(tile_set, results=results)
+    folds = sorted(options.folds or np.unique(tile_set.folds).tolist())
+    if options.folds:
+        results = {name: of for name, of in tile_set.results.items() if set(of) <= set(folds)}
+        if folds != sorted({fold for of in results.values() for fold in of}):
+            parser.error(f"the folds {folds} are not those of a result: {tile_set.results}")
+        tile_set = replace(tile_set, results=results)
     inputs = Inputs(tile_set, options.imagenet_weights, options.work / options.data)
     names = [name for name in SETTINGS if options.only is None or name in options.only]
     names = list(dict.fromkeys(["imagenet", "spatial", *names]))

@@ -127,7 +127,7 @@ def _blocks(path: Path) -> None:
     read = [blocks.read(level, (0, 0), size) for level, size in enumerate(SIZES)]
     for found, (width, height) in zip(read, SIZES, strict=True):
         assert found is None or found.shape == (height, width, 3)
-    if read[0] is None and read[1] is None:
+    if read[0] is None or read[1] is None:
         raise SlideError("left to OpenSlide")
 
 

@@ -120,12 +120,14 @@ def learning_trunk(inputs: Inputs, one: Setting, train_rows: Mask, test: Mask, s
         near_tiles=inputs.set.near_tiles,
         far_tiles=inputs.set.far_tiles,
         seed=seed,
-        **{k: v for k, v in one.changes.items() if hasattr(TrainConfig, k)},
     )
+    config = replace(config, **{k: v for k, v in one.changes.items() if hasattr(config, k)})
+    model = ModelConfig(arch, trunk)
+    model = replace(model, **{k: v for k, v in one.changes.items() if hasattr(model, k)})
     encoder = load_imagenet(arch, inputs.weights, px) if trunk == "finetune" else None
     held = "+".join(map(str, np.unique(inputs.folds[test])))
     network = train(
-        tiles, config, ModelConfig(arch=arch, trunk=trunk, input_px=px),
+        tiles, config, model,
         inputs.work / "runs" / f"{trunk} {sorted(one.changes.items())} fold {held} seed {seed}",
         source=source, encoder=encoder,
     )  # fmt: skip

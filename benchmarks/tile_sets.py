@@ -5,6 +5,7 @@ scanner that no other fold has, so that a method meets stain and camera of the t
 for the first time.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -107,7 +108,8 @@ class Inputs:
 
     def encoder_for(self, features: str) -> Encoder:
         """The encoder of these features, whose names may begin with its input, as ``112 px``."""
-        px = int(features.split()[0]) if " px " in features else self.input_px
+        told = re.match(r"(\d+) px ", features)
+        px = int(told[1]) if told else self.input_px
         if px not in self._encoders:
             self._encoders[px] = load_imagenet("mobilenet_v2", self.weights, px, depths=True)
         return self._encoders[px]
@@ -116,14 +118,15 @@ class Inputs:
         """Features ``rgb``, ``last``, ``depths``, ``grey last``, ``112 px depths`` and the like."""
         if name == "rgb":
             return self._kept("rgb", rgb_features)
-        change = without_colour if name.startswith("grey") else None
+        change = without_colour if "grey" in name else None
         every = self.depths(name.removesuffix("last").removesuffix("depths") + "depths", change)
         return every[:, -1280:] if name.endswith("last") else every
 
     def depths(self, name: str, change: Callable[[Pixels], Pixels] | None = None) -> Floats:
         """Features of all depths of the tiles, changed in some way or not."""
-        encoder = self.encoder_for(name)
-        return self._kept(name, lambda x: encoder.encode(x if change is None else change(x)))
+        return self._kept(
+            name, lambda x: self.encoder_for(name).encode(x if change is None else change(x))
+        )
 
     def views(self, kind: str) -> list[Floats]:
         """The same of augmented views of each tile; ``elsewhere`` means other scanners, too."""

@@ -83,18 +83,19 @@ def augment(
     """
     settings = settings or Augmentation()
     images = turn(images, generator, flip=settings.flip, rotate=settings.rotate)
-    floats = images.float().div_(255)
-    if settings.zoom:
-        floats = magnify(floats, generator, settings.zoom)
-    if settings.blur:
-        floats = defocus(floats, generator, settings.blur)
-    if settings.stain or settings.stain_shift:
-        floats = stain_jitter(floats, generator, settings.stain, settings.stain_shift)
-    if settings.brightness or settings.contrast or settings.saturation:
-        floats = colour_jitter(
-            floats, generator, settings.brightness, settings.contrast, settings.saturation
-        )
-    return recompress(floats, generator, settings.jpeg) if settings.jpeg else floats
+    with torch.autocast(images.device.type, enabled=False):  # colours need float32
+        floats = images.float().div_(255)
+        if settings.zoom:
+            floats = magnify(floats, generator, settings.zoom)
+        if settings.blur:
+            floats = defocus(floats, generator, settings.blur)
+        if settings.stain or settings.stain_shift:
+            floats = stain_jitter(floats, generator, settings.stain, settings.stain_shift)
+        if settings.brightness or settings.contrast or settings.saturation:
+            floats = colour_jitter(
+                floats, generator, settings.brightness, settings.contrast, settings.saturation
+            )
+        return recompress(floats, generator, settings.jpeg) if settings.jpeg else floats
 
 
 def augment_pixels(

@@ -3,7 +3,7 @@
 But: the search looks at every descriptor; for many millions there is :mod:`sslpath.index`.
 """
 
-from collections.abc import Iterator
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,8 @@ def neighbours(
 
     Exact Euclidean distances. Of equally distant rows the one that comes first is nearer, so the
     answer does not depend on the machine. Inputs in float32 are not copied: beside them a search
-    takes some tens of MB, and about 200 bytes for each row of the database.
+    takes about 100 MB and 200 bytes for each row of the database; some hundred MB more where
+    most distances are all but the same.
 
     Args:
         queries: Descriptors, (q, d).
@@ -69,7 +70,7 @@ def neighbours(
         [2, 2, 1]
     """
     q, x = np.asarray(queries, np.float32), np.asarray(database, np.float32)
-    largest = _check(q, x, k)
+    least, greatest = _check(q, x, k)
     query_code, database_code = group_codes(query_groups, database_groups, len(q), len(x))
     found = np.full((len(q), k), -1, np.int64)
     distances = np.full((len(q), k), np.inf, np.float32)
@@ -84,10 +85,10 @@ def neighbours(
     # the largest and the smallest numbers are numbers too.
     some = x[:: -(-len(x) // ROWS)]
     centre = some.mean(axis=0, dtype=np.float64).astype(np.float32)
-    reach = largest + np.abs(centre).max()
-    scale = np.float32(1) if reach == 0 or 1e-3 < reach < 1e3 else reach
-    together = max(1, min(QUERIES, PART // (32 * k)))  # more candidates for a larger k
-    step = max(1, min(PART // x.shape[1], 4 * PART // together))
+    reach = max(np.abs(np.float64(ends) - centre).max() for ends in (least, greatest))
+    scale = np.float32(1 if reach == 0 or 1e-3 < reach < 1e3 else reach)
+    together = max(1, min(QUERIES, PART // (4 * k)))
+    step = max(1, PART // max(x.shape[1], together))
     for start in range(0, len(q), together):
         part = slice(start, start + together)
         asked, codes = q_order[part], query_code[part]
@@ -96,7 +97,8 @@ def neighbours(
         q2 = left[:, -1].copy()
         left *= np.float32(-2)
         left[:, -1] = 1
-        bounds, longest, kept = np.full((len(left), k), np.inf, np.float32), 0.0, []
+        bounds, longest = np.full((len(left), k), np.inf, np.float32), 0.0
+        near = Candidates(q[asked], x, k)
         for first in range(0, len(x_order), step):
             rows, theirs = x_order[first : first + step], database_code[first : first + step]
             # A table often lists its groups one after the other: rows that follow are not copied.
@@ -112,15 +114,68 @@ def neighbours(
             limit = np.minimum(limit, np.finfo(np.float32).max)
             at = np.flatnonzero(squared <= limit[:, None])
             row, col = np.divmod(at, len(rows))
-            kept.append((row, rows[col], squared.ravel()[at]))
-        row, near, distance = (np.concatenate(each) for each in zip(*kept, strict=True))
-        still = distance <= limit[row]
-        _rank(q, x, asked[row[still]], near[still], found, distances)
+            near.add(row, rows[col], squared.ravel()[at])
+        near.fill(limit, asked, found, distances)
     return found, distances
 
 
-def _check(q: NDArray[np.float32], x: NDArray[np.float32], k: int) -> np.float32:
-    """The largest number of either, its sign aside.
+class Candidates:
+    """Pairs of query and row that may be among the k nearest: never more than some millions.
+
+    Args:
+        q: The queries, (b, d).
+        x: The database, (n, d).
+        k: How many neighbours each shall have.
+    """
+
+    def __init__(self, q: NDArray[np.float32], x: NDArray[np.float32], k: int) -> None:
+        self.q, self.x, self.k = q, x, k
+        self.parts: list[tuple[NDArray[Any], ...]] = []
+        self.held = 0
+
+    def add(self, query: NDArray[Any], row: NDArray[Any], squared: NDArray[np.float32]) -> None:
+        """More of them, with their squared distances as they were computed."""
+        self.parts.append((query, row, squared))
+        self.held += len(query)
+        if self.held > PART:  # where most distances are all but the same
+            self._rank()
+
+    def fill(
+        self,
+        limit: NDArray[np.float32],
+        asked: NDArray[np.intp],
+        found: NDArray[np.int64],
+        distances: NDArray[np.float32],
+    ) -> None:
+        """Write the k nearest of each query, of those within its limit, into rows ``asked``."""
+        query, row, squared = (np.concatenate(each) for each in zip(*self.parts, strict=True))
+        still = squared <= limit[query]
+        self.parts = [(query[still], row[still], squared[still])]
+        query, row, exact, place = self._rank()
+        found[asked[query], place] = row
+        distances[asked[query], place] = exact
+
+    def _rank(self) -> tuple[NDArray[Any], ...]:
+        """Drop all but the k nearest of each query, by distance in float64, then by position.
+
+        Returns:
+            Query, row, distance and place, 0 to k - 1, of those that are left.
+        """
+        query, row, squared = (np.concatenate(each) for each in zip(*self.parts, strict=True))
+        exact = pair_distances(self.q, self.x, query, row)
+        order = np.lexsort((row, exact, query))
+        query = query[order]
+        place = np.arange(len(query)) - np.searchsorted(query, query)
+        top = place < self.k
+        query, order, place = query[top], order[top], place[top]
+        self.parts, self.held = [(query, row[order], squared[order])], len(query)
+        return query, row[order], exact[order], place
+
+
+def _check(
+    q: NDArray[np.float32], x: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The least and the greatest number of each column, (d,), of both together.
 
     Raises:
         DescriptorError: If shapes do not fit or a value is not finite.
@@ -133,17 +188,15 @@ def _check(q: NDArray[np.float32], x: NDArray[np.float32], k: int) -> np.float32
             "were they made by two encoders?"
         )
     # NaN and infinity are handed on by the least and the greatest.
-    ends = [end for part in (*_parts(q), *_parts(x)) for end in (part.min(), part.max())]
-    largest = np.abs(np.array(ends, np.float32)).max(initial=0)
-    if not np.isfinite(largest):
-        raise DescriptorError("Descriptors hold NaN or infinity; compute them again.")
-    return np.float32(largest)
-
-
-def _parts(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Rows (n, d), some at a time, as views; none if there are none."""
-    step = max(1, PART // max(1, rows.shape[1]))
-    return (rows[start : start + step] for start in range(0, len(rows), step) if rows.size)
+    step, none = max(1, PART // max(1, q.shape[1])), np.zeros((1, q.shape[1]), np.float32)
+    parts = [each[start : start + step] for each in (q, x) for start in range(0, len(each), step)]
+    least = np.min([part.min(axis=0) for part in parts or [none]], axis=0)
+    greatest = np.max([part.max(axis=0) for part in parts or [none]], axis=0)
+    if not (np.abs([least, greatest]) < 1e37).all():
+        raise DescriptorError(
+            "Descriptors hold NaN, infinity or numbers beyond 1e37; compute them again."
+        )
+    return least, greatest
 
 
 def _prepared(
@@ -182,32 +235,43 @@ def group_codes(
 
 
 def _first_of_equals(x: NDArray[np.float32], codes: NDArray[np.intp], k: int) -> NDArray[np.bool_]:
-    """Rows that can be among the k nearest at all, (n,): of equal rows the first k of each group.
+    """Rows that can be among the k nearest at all, (n,): of equal rows some of the first.
 
-    Without this, descriptors that have collapsed into one would all be candidates of each other.
+    Without this, descriptors that have collapsed into one would all be candidates of each other. Of
+    the first k of each group the first 2k are enough: at most k of them are of the query's own.
     """
+    kept = np.ones(len(x), bool)
     # Equal rows have equal sums of the bits of some columns; few are left to be compared whole.
     some = np.ascontiguousarray(x[:, :: -(-x.shape[1] // 32)]).view(np.uint32)
     sums = pd.factorize(some.sum(axis=1, dtype=np.uint64))[0]
-    kept = np.ones(len(x), bool)
     rows = np.flatnonzero(np.bincount(sums)[sums] > 1)
     if not len(rows):
         return kept
-    same = pd.factorize(np.array([one.tobytes() for one in x[rows]], object))[0]
-    order = np.lexsort((codes[rows], same))  # stable: rows of one kind stay in their order
-    kind = same[order] * (codes.max() + 1) + codes[rows][order]
-    kept[rows[order]] = np.arange(len(rows)) - np.searchsorted(kind, kind) < k
+    whole = [hashlib.blake2b(x[i].tobytes(), digest_size=16).digest() for i in rows]
+    kind = pd.factorize(np.array(whole, object))[0]
+    first = _place(kind * (codes.max() + 1) + codes[rows]) < k
+    kept[rows] = False
+    kept[rows[first][_place(kind[first]) < 2 * k]] = True
     return kept
+
+
+def _place(kind: NDArray[np.intp]) -> NDArray[np.intp]:
+    """How many of its kind come before each, (n,)."""
+    order = np.argsort(kind, kind="stable")
+    place = np.empty(len(kind), np.intp)
+    place[order] = np.arange(len(kind)) - np.searchsorted(kind[order], kind[order])
+    return place
 
 
 def _slack(q2: NDArray[Any], x2: float, d: int) -> NDArray[np.float32]:
     """Twice the rounding error that a squared distance in float32 can have, for each query.
 
     With u = 2^-24, a product of d + 1 terms errs by at most (d + 1) u (2 |q| |x| + |x|^2) (Higham,
-    "Accuracy and Stability of Numerical Algorithms", 3.1), rounding to float32 adds a few u.
+    "Accuracy and Stability of Numerical Algorithms", 3.1), rounding to float32 adds a few u, and
+    numbers too small for float32 lose at most 2^-149 each.
     """
     reach = np.square(np.sqrt(q2) + np.sqrt(x2))
-    return np.asarray(2 * (d + 8) * 2.0**-24 * reach, np.float32)
+    return np.asarray((d + 8) * (2.0**-23 * reach + 2.0**-147), np.float32)
 
 
 def _bounds(bounds: NDArray[np.float32], squared: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -223,25 +287,6 @@ def _bounds(bounds: NDArray[np.float32], squared: NDArray[np.float32]) -> NDArra
     minima = squared[:, :whole].reshape(len(squared), width, -1).min(axis=1)
     both = np.concatenate([bounds, minima], axis=1)
     return np.asarray(np.partition(both, k - 1, axis=1)[:, :k])
-
-
-def _rank(
-    q: NDArray[np.float32],
-    x: NDArray[np.float32],
-    query: NDArray[np.intp],
-    candidate: NDArray[np.intp],
-    found: NDArray[np.int64],
-    distances: NDArray[np.float32],
-) -> None:
-    """Fill in the nearest of the candidate pairs, by distance in float64, then by position."""
-    exact = pair_distances(q, x, query, candidate)
-    order = np.lexsort((candidate, exact, query))
-    query, candidate, exact = query[order], candidate[order], exact[order]
-    first = np.searchsorted(query, query)
-    place = np.arange(len(query)) - first
-    top = place < found.shape[1]
-    found[query[top], place[top]] = candidate[top]
-    distances[query[top], place[top]] = exact[top]
 
 
 def pair_distances(

@@ -24,6 +24,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 CACHE_BYTES = 64 << 20
 MAX_DIRECTORIES = 100
+MAX_BLOCK_BYTES = 64 << 20  # of one JPEG; more is a lie
 VENDORS = ("aperio", "generic-tiff")  # whose levels are directories of the file as they are
 BIG_TIFF = (b"+\x00", b"\x00+")
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR = 256, 257, 258, 259, 262, 277, 284
@@ -149,6 +150,8 @@ class TiffBlocks:
         key = (self.number, level, i)
         block = self.cache.get(key)
         if block is None:
+            if one.counts[i] > MAX_BLOCK_BYTES:
+                raise ValueError(f"a block of {one.counts[i]} bytes")
             with self.lock:
                 self.file.seek(one.offsets[i])
                 data = self.file.read(one.counts[i])
@@ -213,11 +216,16 @@ def _level(tags: ImageFileDirectory_v2) -> Level | None:
     if colours not in (RGB, YCBCR) or any(key not in tags for key in (*needed, COUNTS)):
         return None
     size, block = (tags[WIDTH], tags[HEIGHT]), (tags[BLOCK_WIDTH], tags[BLOCK_HEIGHT])
+    # A damaged file may say that a width is a text, or the tables a number.
+    if not all(isinstance(side, int) and side > 0 for side in (*size, *block)):
+        return None
+    if not isinstance(tags.get(TABLES, b""), bytes):
+        return None
     offsets, counts = (np.array(tags[key], np.int64) for key in (OFFSETS, COUNTS))
     places = -(-size[0] // block[0]) * -(-size[1] // block[1])
     # A block of no bytes was not scanned: it is for OpenSlide to say what is shown there.
     if not len(offsets) == len(counts) == places or not (counts > 2).all():
         return None
-    tables = bytes(tags.get(TABLES, b""))[2:-2]  # without its start and end of image
+    tables = tags.get(TABLES, b"")[2:-2]  # without its start and end of image
     head = b"\xff\xd8" + ADOBE + (b"\x01" if colours == YCBCR else b"\x00") + tables
     return Level(size, block, offsets, counts, head)

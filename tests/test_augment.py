@@ -197,6 +197,13 @@ def test_the_same_generator_state_gives_the_same_tiles_and_the_global_one_is_not
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_lower_precision_around_it_changes_nothing() -> None:
+    images = noise(6, 16)
+    expected = augment(images, seeded(), ELSEWHERE)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(augment(images, seeded(), ELSEWHERE), expected)
+
+
 def smooth(b: int = 40, side: int = 50) -> Tensor:
     """Waves, floats in 0..1: tiles that survive being resampled."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")

@@ -216,7 +216,7 @@ def test_the_command_can_keep_to_some_folds(archive, weights, tmp_path, monkeypa
     sys.argv.pop()
     with pytest.raises(SystemExit):
         experiments.main()
-    assert "no result rests on" in capsys.readouterr().err
+    assert "are not those of a result" in capsys.readouterr().err
 
 
 def test_robustness_agrees_with_the_comparison_where_nothing_is_changed(

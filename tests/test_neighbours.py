@@ -92,9 +92,9 @@ def test_the_answer_does_not_depend_on_how_the_work_is_cut(queries, part, monkey
     np.testing.assert_array_equal(neighbours(x, x, groups, groups, 9)[0], want)
 
 
-@pytest.mark.parametrize(("d", "k"), [(1, 5), (4, 3000), (64, 10)])
+@pytest.mark.parametrize(("d", "k"), [(1, 5), (4, 1000), (64, 10)])
 def test_memory_stays_bounded_whatever_the_length_and_k(d, k):
-    q, x = some_descriptors(2000, d), some_descriptors(int(300_000 / d**0.5), d, seed=1)
+    q, x = some_descriptors(1000, d), some_descriptors(int(300_000 / d**0.5), d, seed=1)
     neighbours(q[:1], x, k=1)
     tracemalloc.start()
     try:
@@ -102,7 +102,50 @@ def test_memory_stays_bounded_whatever_the_length_and_k(d, k):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 300e6  # all distances would take 1 GB and more
+    assert peak < 300e6
+
+
+def almost_the_same(n, d):
+    """Descriptors about one point, and a zero far from them: all are candidates of each other."""
+    x = unit_length(np.eye(1, d) + 1e-5 * some_descriptors(n, d))
+    x[0] = 0
+    return x
+
+
+@pytest.mark.parametrize("kind", ["about one point", "equal, each a group"])
+def test_memory_stays_bounded_where_distances_say_nothing(kind):
+    n, d = 80_000, 32
+    x = almost_the_same(n, d) if kind == "about one point" else np.ones((n, d), np.float32)
+    groups = np.arange(n) if kind != "about one point" else np.arange(n) // 400
+    asked = np.arange(0, n, 400)
+    tracemalloc.start()
+    try:
+        found, _ = neighbours(x[asked], x, groups[asked], groups, 5)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    want = brute_force(x[asked[:5]], x, groups[asked[:5]], groups, 5)[0]
+    np.testing.assert_array_equal(found[:5], want)
+    assert peak < 350e6  # all pairs take more
+
+
+def test_candidates_that_are_dropped_on_the_way_were_not_the_nearest(monkeypatch):
+    monkeypatch.setattr(sslpath.neighbours, "PART", 200)
+    x, groups = almost_the_same(600, 4), np.arange(600) // 50
+    want, far = brute_force(x, x, groups, groups, 7)
+    found, distances = neighbours(x, x, groups, groups, 7)
+    np.testing.assert_array_equal(found, want)
+    np.testing.assert_allclose(distances, far, rtol=1e-6)
+
+
+def test_a_large_column_that_is_the_same_everywhere_hides_nothing():
+    e = 2.0**-77
+    x = np.array([[1, -9 * e], [1, 4 * e], [1, 5 * e]], np.float32)
+    assert neighbours(np.array([[1, 8 * e]], np.float32), x, k=1)[0].tolist() == [[2]]
+    y = some_descriptors(300, 5)
+    y[:, 2] = 1e21
+    want = brute_force(y, y, np.zeros(300), np.ones(300), 4)[0]
+    np.testing.assert_array_equal(neighbours(y, y, k=4)[0], want)
 
 
 def test_groups_that_lie_in_any_order_are_searched_alike(monkeypatch):

@@ -11,7 +11,7 @@ from conftest import MPP, draw_tissue, write_lossless
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffTags
 
 from sslpath import handles, tiff_blocks
 from sslpath.handles import open_slide, read_level
@@ -88,6 +88,31 @@ def test_a_slide_with_a_block_that_was_not_scanned_shows_its_background(
         tag.overwrite((0, *tag.value[1:]))
     assert (Slide(path).read(0, 0, 128, MPP) == 255).all()
     assert np.array_equal(Slide(path).read(480, 416, 128, MPP), native(path, (480, 416), 0, 128))
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [("TileWidth", 0), ("TileWidth", "64"), ("ImageWidth", b"9"), ("ImageLength", (5, 6)),
+     ("JPEGTables", 3_690_000_000), ("JPEGTables", 1.5), ("TileByteCounts", (1 << 32,) * 4)],
+)  # fmt: skip
+def test_a_header_that_lies_is_left_to_openslide(
+    pyramid: Path, tag: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Pillow tells it if the type or the number of a tag was changed."""
+    keys = {one.name: code for code, one in TiffTags.TAGS_V2.items()}
+    make = tiff_blocks._level
+
+    def lied(tags: dict[int, object]) -> object:
+        count = len(tags[keys["TileByteCounts"]])
+        new = value[:1] * count if tag == "TileByteCounts" else value
+        return make({**tags, keys[tag]: new})
+
+    monkeypatch.setattr(tiff_blocks, "_level", lied)
+    monkeypatch.setattr(handles, "_pools", {})
+    blocks = open_slide(pyramid).blocks
+    assert blocks is not None
+    assert blocks.read(0, (0, 0), (64, 64)) is None
+    assert np.array_equal(Slide(pyramid).read(0, 0, 64, MPP), native(pyramid, (0, 0), 0, 64))
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
