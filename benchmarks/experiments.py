@@ -84,6 +84,7 @@ SETTINGS = {
     "800 steps": Setting("spatial", changes={"steps": 800}),
     "no dropout": Setting("spatial", changes={"dropout": 0.0}),
     "dropout 0.5": Setting("spatial", changes={"dropout": 0.5}),
+    "dropout 0.5, margin 1.5": Setting("spatial", changes={"dropout": 0.5, "margin": 1.5}),
     "16 numbers": Setting("spatial", changes={"descriptor_dim": 16}),
     "64 numbers": Setting("spatial", changes={"descriptor_dim": 64}),
     "512 numbers": Setting("spatial", changes={"descriptor_dim": 512}),
