@@ -583,6 +583,11 @@ def test_views_are_embedded_learned_from_and_must_be_of_the_same_encoder(
     assert "with --views 4" in capsys.readouterr().out
     settings = json.loads((tmp_path / "without" / "config.json").read_text())
     assert (settings["training"]["twins"], settings["model"]["dropout"]) == (0.0, 0.3)
+    run("train", tiles, "--features", deep, *near, "--dropout", 0, "--out", tmp_path / "all")
+    settings = json.loads((tmp_path / "all" / "config.json").read_text())
+    assert settings["model"]["dropout"] == 0
+    run("train", tiles, "--features", deep, "--dropout", 1, "--out", tmp_path / "none", code=1)
+    assert "dropout must lie in 0..1" in capsys.readouterr().err
     (tmp_path / "views").rename(deep / "views")
     (deep / "views" / "1" / "phantom_001.h5").unlink()
     run("train", tiles, "--features", deep, *near, "--out", tmp_path / "torn", code=1)
