@@ -35,7 +35,7 @@ from sslpath.results import read_results, row, write_results
 from sslpath.retrieval import slide_pairs
 from sslpath.settings import DEPTHS_DROPOUT
 
-# A fifth of the default images: about eight minutes a fold on two cores.
+# A fifth of the default images.
 TRUNK_BATCHES = {"steps": 500, "slides_per_batch": 16, "tiles_per_slide": 16}
 SETTINGS = {
     "imagenet": Setting("plain", "last"),

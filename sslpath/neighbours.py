@@ -98,7 +98,7 @@ def neighbours(
         left *= np.float32(-2)
         left[:, -1] = 1
         bounds, longest = np.full((len(left), k), np.inf, np.float32), 0.0
-        near = Candidates(q[asked], x, k)
+        near = _Candidates(q[asked], x, k)
         for first in range(0, len(x_order), step):
             rows, theirs = x_order[first : first + step], database_code[first : first + step]
             # A table often lists its groups one after the other: rows that follow are not copied.
@@ -119,7 +119,7 @@ def neighbours(
     return found, distances
 
 
-class Candidates:
+class _Candidates:
     """Pairs of query and row that may be among the k nearest: never more than some millions.
 
     Args:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 import zipfile
 from types import SimpleNamespace
 
@@ -195,25 +194,16 @@ def test_the_command_can_keep_to_some_folds(archive, weights, tmp_path, monkeypa
     }
     monkeypatch.setattr(experiments, "SETTINGS", settings)
     out = tmp_path / "rows.json"
-    words = [
-        "idc",
-        archive,
-        "--imagenet-weights",
-        weights,
-        "--work",
-        tmp_path / "work",
-        "--out",
-        out,
-    ]
-    monkeypatch.setattr("sys.argv", ["experiments.py", *map(str, words), "--seeds", "0", "--folds"])
-    sys.argv += ["0", "1"]
+    where = f"--work {tmp_path / 'work'} --out {out} --imagenet-weights {weights} --seeds 0"
+    words = ["experiments.py", "idc", str(archive), *where.split(), "--folds", "0", "1"]
+    monkeypatch.setattr("sys.argv", words)
     experiments.main()
     rows = json.loads(out.read_text())
     assert {r["data"] for r in rows} == {"IDC, folds 0 and 1"}
     assert "spatial" in capsys.readouterr().out
     kept = sorted(path.name for path in (tmp_path / "work").rglob("descriptors/*"))
     assert len(kept) == 4
-    sys.argv.pop()
+    monkeypatch.setattr("sys.argv", words[:-1])
     with pytest.raises(SystemExit):
         experiments.main()
     assert "are not those of a result" in capsys.readouterr().err

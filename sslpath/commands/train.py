@@ -89,8 +89,8 @@ def add(commands: "Commands") -> None:
         type=float,
         metavar="SHARE",
         help="of the head's hidden layer (default 0.3 on features of several depths without views, "
-        "else 0). With 0 the nearest tiles hold more of the same tissue, while far tiles lie less "
-        "far apart (chapter 8)",
+        "else 0). With 0, on IDC, the nearest tiles of tumour hold more tumour, and far tiles lie "
+        "less far apart (chapter 8)",
     )
     p.add_argument("--descriptor-dim", type=count, help="length of descriptors (default 128)")
     p.add_argument(
