@@ -13,8 +13,10 @@ chosen with IDC's folds 2, 3 and 4 and with other phantoms (seed 1) alone; rows 
 
 import argparse
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,17 @@ from tile_sets import PHANTOM_SEED, PHANTOM_SLIDES, Floats, Inputs, idc, phantom
 from tqdm import tqdm
 
 from sslpath import metrics
-from sslpath.files import atomic_path
+from sslpath.files import atomic_path, write_json
 from sslpath.metrics import Score
 from sslpath.neighbours import neighbours, pair_distances, unit_length
 from sslpath.pairs import near_far_um
-from sslpath.results import read_results, row, write_results
+from sslpath.results import hardware, read_results, row, versions, write_results
 from sslpath.retrieval import slide_pairs
 from sslpath.settings import DEPTHS_DROPOUT
 
-# A fifth of the default images.
+# Of trunks that learn: images for an hour of two CPU cores, and until a GPU sees no more progress.
 TRUNK_BATCHES = {"steps": 500, "slides_per_batch": 16, "tiles_per_slide": 16}
+LONG = {**TRUNK_BATCHES, "input_px": 224}
 SETTINGS = {
     "imagenet": Setting("plain", "last"),
     "imagenet centred": Setting("centred", "last"),
@@ -64,6 +67,14 @@ SETTINGS = {
     "from scratch, 64 px": Setting(
         "learning trunk",
         changes={"trunk": "scratch", "arch": "resnet18", "input_px": 64, **TRUNK_BATCHES},
+    ),
+    "fine-tuned, 224 px": Setting(
+        "learning trunk",
+        changes={**LONG, "trunk": "finetune", "arch": "mobilenet_v2", "steps": 1200},
+    ),
+    "from scratch, 224 px": Setting(
+        "learning trunk",
+        changes={**LONG, "trunk": "scratch", "arch": "resnet18", "steps": 2500},
     ),
     "views, no twins": Setting("spatial", changes={"views": "elsewhere", "twins": 0.0}),
     "views, no twins, dropout": Setting(
@@ -100,16 +111,31 @@ COMPARED = (
 def descriptors(inputs: Inputs, name: str, test_fold: int, seed: int) -> Floats:
     """Descriptors of a fold's test tiles by a method that learned from the other folds."""
     one, test = SETTINGS[name], inputs.folds == test_fold
-    # Named by the setting too, so that one that was changed is computed anew.
-    key = hashlib.sha256(repr(one).encode()).hexdigest()[:8]
-    path = inputs.work / "descriptors" / f"{name} {key} fold {test_fold} seed {seed}.npy"
+    path = descriptors_path(inputs, name, test_fold, seed)
     if not path.exists():
         found = KINDS[one.kind](inputs, one, ~test, test, seed)
         path.parent.mkdir(exist_ok=True)
+        write_json(path.with_suffix(".json"), {"hardware": hardware(), "versions": versions()})
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, found)
     stored: Floats = np.load(path)
+    if len(stored) != test.sum():
+        raise SystemExit(f"{path} has {len(stored)} descriptors of {test.sum()} tiles: delete it")
     return stored
+
+
+def descriptors_path(inputs: Inputs, name: str, test_fold: int, seed: int) -> Path:
+    """Where they are kept; named by the setting too, so that a changed one is computed anew."""
+    key = hashlib.sha256(repr(SETTINGS[name]).encode()).hexdigest()[:8]
+    return inputs.work / "descriptors" / f"{name} {key} fold {test_fold} seed {seed}.npy"
+
+
+def elsewhere(inputs: Inputs, name: str, seed: int, folds: Sequence[int]) -> dict[str, Any]:
+    """The machine that made descriptors, if it is another than this, which scores them."""
+    files = [descriptors_path(inputs, name, fold, seed).with_suffix(".json") for fold in folds]
+    told = [json.loads(file.read_text()) for file in files if file.exists()]
+    other = [one for one in told if one["hardware"] != hardware()]
+    return {"described_on": other[0]} if other else {}
 
 
 def scores(inputs: Inputs, name: str, seed: int, folds: Sequence[int]) -> dict[str, Score]:
@@ -178,13 +204,14 @@ def rows_of(inputs: Inputs, names: Sequence[str], seed: int) -> list[dict[str, A
             for metric, score in measured.items():
                 low, high = score.interval() or (None, None)
                 extra: dict[str, Any] = {"patients": len(score.patients)}
+                extra |= elsewhere(inputs, name, seed, folds)
                 rows.append(row(name, metric, score.value, low, high, score.n, seed, data, **extra))
                 for versus in COMPARED:
                     if versus not in found or versus == name:
                         continue
                     value, ends = metrics.difference(score, found[versus][metric])
                     low, high = ends or (None, None)
-                    extra = {"patients": len(score.patients), "versus": versus}
+                    extra = {**extra, "versus": versus}
                     label = f"{name} - {versus}"
                     rows.append(row(label, metric, value, low, high, score.n, seed, data, **extra))
     return rows
@@ -210,13 +237,20 @@ def main() -> None:
         "--folds", type=int, nargs="+",
         help="only these are test folds, and only results that need no other are recorded",
     )  # fmt: skip
+    parser.add_argument("--workers", type=int, default=1, help="processes that make phantoms")
+    parser.add_argument(
+        "--describe", action="store_true",
+        help="only make the descriptors of --only, to be scored where --work is copied to",
+    )  # fmt: skip
     parser.add_argument("--work", type=Path, default=Path("out/experiments"))
     parser.add_argument("--out", type=Path, default=Path("data/results/experiments.json"))
     options = parser.parse_args()
     if options.data == "idc":
         tile_set = idc(options.path)
     else:
-        tile_set = phantoms(options.path, options.phantom_slides, options.phantom_seed)
+        tile_set = phantoms(
+            options.path, options.phantom_slides, options.phantom_seed, options.workers
+        )
     folds = sorted(options.folds or np.unique(tile_set.folds).tolist())
     if options.folds:
         results = {name: of for name, of in tile_set.results.items() if set(of) <= set(folds)}
@@ -225,6 +259,10 @@ def main() -> None:
         tile_set = replace(tile_set, results=results)
     inputs = Inputs(tile_set, options.imagenet_weights, options.work / options.data)
     names = [name for name in SETTINGS if options.only is None or name in options.only]
+    if options.describe:
+        for seed, name, test_fold in product(options.seeds, names, folds):
+            descriptors(inputs, name, test_fold, seed)
+        return
     names = list(dict.fromkeys(["imagenet", "spatial", *names]))
     rows: list[dict[str, Any]] = []
     for seed in options.seeds:

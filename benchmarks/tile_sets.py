@@ -7,9 +7,12 @@ for the first time.
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,16 +65,21 @@ def idc(archive: Path) -> TileSet:
     return TileSet(tiles, folds, {"IDC, five folds": (0, 1, 2, 3, 4), "IDC, folds 0 and 1": (0, 1)})
 
 
-def phantoms(folder: Path, slides: int = PHANTOM_SLIDES, seed: int = PHANTOM_SEED) -> TileSet:
+def phantoms(
+    folder: Path, slides: int = PHANTOM_SLIDES, seed: int = PHANTOM_SEED, workers: int = 1
+) -> TileSet:
     """Three folds of phantom slides, each with two laboratories and a scanner of its own."""
-    made, folds = [], {}
-    specs = phantom_specs(slides, seed)
-    for i, spec in enumerate(tqdm(specs, "phantoms")):
-        group = i % 3
-        own = {"laboratory": 2 * group + i // 3 % 2, "scanner": group}
-        fields = {key: value for key, value in vars(spec).items() if key not in own}
-        made.append(Slide(make_phantom(folder, f"phantom_{i:03d}", **fields, **own)))
-        folds[made[-1].slide_id] = group
+    specs = [
+        {**vars(spec), "laboratory": 2 * (i % 3) + i // 3 % 2, "scanner": i % 3}
+        for i, spec in enumerate(phantom_specs(slides, seed))
+    ]
+    make, jobs = partial(_phantom, folder), (range(slides), specs)
+    if workers > 1:
+        # Not forked: libvips has threads, and threads do not survive a fork.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            list(tqdm(pool.map(make, *jobs), "phantoms in parallel", total=slides))
+    made = [Slide(path) for path in tqdm(map(make, *jobs), "phantoms", total=slides)]
+    folds = {slide.slide_id: i % 3 for i, slide in enumerate(made)}
     tiles, _ = tile_slides(
         made, mpp=MPP, tile_px=TILE_PX, annotations_dir=folder, max_tiles=PHANTOM_TILES,
         on_error="raise", progress=False,
@@ -83,6 +91,10 @@ def phantoms(folder: Path, slides: int = PHANTOM_SLIDES, seed: int = PHANTOM_SEE
         name += f", {slides} slides"
     of = tiles["slide_id"].map(folds).to_numpy(np.int64)
     return TileSet(tiles, of, {name: (0, 1, 2)}, NEAR_TILES, FAR_TILES)
+
+
+def _phantom(folder: Path, i: int, spec: dict[str, Any]) -> Path:
+    return make_phantom(folder, f"phantom_{i:03d}", **spec)
 
 
 class Inputs:

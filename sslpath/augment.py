@@ -117,11 +117,12 @@ def turn(images: Tensor, generator: torch.Generator, *, flip: bool, rotate: bool
     """Mirror and turn each tile at random: a permutation of its pixels, shape ``(b, 3, h, w)``."""
     turns = torch.randint(4, (len(images),), generator=generator) * rotate
     mirrored = torch.randint(2, (len(images),), generator=generator) * flip
-    code = (turns + 4 * mirrored).to(images.device)
+    code = turns + 4 * mirrored
     result = images.clone()
     for k in range(1, 8):
-        chosen = code == k
-        if chosen.any():
+        chosen = (code == k).nonzero()[:, 0]
+        if len(chosen):
+            chosen = _to_device_of(images, chosen)
             part = images[chosen]
             part = part.flip(-1) if k >= 4 else part
             result[chosen] = torch.rot90(part, k % 4, dims=(-2, -1))
@@ -131,8 +132,9 @@ def turn(images: Tensor, generator: torch.Generator, *, flip: bool, rotate: bool
 def magnify(images: Tensor, generator: torch.Generator, limit: float) -> Tensor:
     """Magnify each tile about its middle by ``exp(-limit)`` to ``exp(limit)``, same size."""
     factor = torch.exp(_symmetric(images, generator, limit, 1))[:, 0]
-    theta = torch.zeros(len(images), 2, 3, device=images.device)
+    theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / factor
+    theta = _to_device_of(images, theta)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     # Bicubic: bilinear would blur a tile even where it is hardly magnified.
     seen = F.grid_sample(images, grid, "bicubic", "reflection", align_corners=False)
@@ -147,7 +149,7 @@ def defocus(images: Tensor, generator: torch.Generator, limit: float) -> Tensor:
     at = torch.arange(-reach, reach + 1)
     kernel = torch.where(sigma > 0, torch.exp(-(at**2) / (2 * sigma.clamp(min=1e-3) ** 2)), at == 0)
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)
-    kernel = kernel.to(images.device)[:, None]
+    kernel = _to_device_of(images, kernel)[:, None]
     b, c, h, w = images.shape
     # Every channel of every tile is a group with a kernel of its own.
     seen = F.pad(images.reshape(1, b * c, h, w), [reach] * 4, "reflect")
@@ -180,12 +182,13 @@ def stain_jitter(
         strength: Amounts are scaled by factors in ``1 -+ strength``, one a tile and stain.
         shift: Amounts are shifted by up to this, weighted by each pixel's darkness.
     """
-    basis = F.normalize(torch.tensor(HED, device=images.device), dim=1)
+    basis = F.normalize(torch.tensor(HED), dim=1)
     scale = 1 + _symmetric(images, generator, strength, 3)
     offset = _symmetric(images, generator, shift, 3) @ basis * math.log(10)
     # To amounts, scaled, and back to colours: one matrix a tile. All that follows is per pixel, and
     # most of it in place, for on a CPU new memory costs more than the sums.
     mix = torch.einsum("cs,bs,sd->bdc", torch.linalg.inv(basis), scale, basis)
+    mix, offset = _to_device_of(images, mix), _to_device_of(images, offset)
     light = torch.bmm(mix, images.clamp(min=1 / 255).log_().flatten(2))
     darkness = images.flatten(2).mean(dim=1, keepdim=True).neg_().add_(1)
     light.baddbmm_(offset[:, :, None], darkness, alpha=-1)
@@ -204,15 +207,22 @@ def colour_jitter(
         1 + _symmetric(images, generator, limit, 1) for limit in (brightness, contrast, saturation)
     )
     # Each change is linear in a pixel's colour, so all three are: one matrix a tile, and a grey.
-    luma = torch.tensor(LUMA, device=images.device)
-    tint = s[..., None] * torch.eye(3, device=images.device) + (1 - s[..., None]) * luma
+    luma = torch.tensor(LUMA)
+    tint = s[..., None] * torch.eye(3) + (1 - s[..., None]) * luma
+    mix, part = _to_device_of(images, (b * c)[..., None] * tint), b * (1 - c)
     pixels = images.flatten(2)
-    grey = b * (1 - c) * (pixels.mean(dim=2) @ luma)[:, None]
-    seen = torch.baddbmm(grey[..., None], (b * c)[..., None] * tint, pixels)
+    grey = pixels.mean(dim=2) @ _to_device_of(images, luma)
+    grey = _to_device_of(images, part) * grey[:, None]
+    seen = torch.baddbmm(grey[..., None], mix, pixels)
     return seen.clamp_(0, 1).view_as(images)
 
 
 def _symmetric(images: Tensor, generator: torch.Generator, limit: float, count: int) -> Tensor:
-    """Uniform draws in ``-+limit``, shape ``(b, count)``, on the device of ``images``."""
+    """Uniform draws in ``-+limit``, shape ``(b, count)``, on the CPU."""
     draw = torch.rand((len(images), count), generator=generator)
-    return ((2 * draw - 1) * limit).to(images.device)
+    return (2 * draw - 1) * limit
+
+
+def _to_device_of(images: Tensor, drawn: Tensor) -> Tensor:
+    """What was drawn on the CPU, moved without waiting for what a GPU still has to do."""
+    return drawn.to(images.device, non_blocking=True)

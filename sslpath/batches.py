@@ -39,6 +39,10 @@ class Batch:
     lost: NDArray[np.bool_]
     images: Tensor | None = None
 
+    def pin_memory(self) -> "Batch":
+        """The batch in memory that a GPU reads by itself; PyTorch's DataLoader asks for it."""
+        return self if self.images is None else replace(self, images=self.images.pin_memory())
+
     def without(self, lost: NDArray[np.bool_]) -> "Batch":
         """The batch without tiles that could not be read, here or elsewhere."""
         if not lost.any():

@@ -82,6 +82,7 @@ def train(
     progress: bool = True,
     device: str = "auto",
     workers: int = 0,
+    compiled: bool = False,
 ) -> SiameseNetwork:
     """Train a network, or go on with an interrupted run, or return a finished one.
 
@@ -104,6 +105,8 @@ def train(
         progress: Whether to draw a bar.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
         workers: Processes that read tiles; 0 reads in this one. Under ``torchrun``, of each.
+        compiled: Whether PyTorch compiles the trunk first (``torch.compile``). That takes a minute
+            or so and changes weights by rounding.
 
     Returns:
         The network, in evaluation mode, on ``device``.
@@ -142,12 +145,15 @@ def train(
         with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
             torch.manual_seed(config.seed)
             network = _start(model_config, encoder, known).to(where)
+            if compiled and network.trunk is not None:
+                network.trunk.compile()
             _loop(run, network, batches, known, config, ranks, workers, progress)
         if ranks.is_first:
             _warn_if_collapsed(run)
             save_model(network, run / CHECKPOINT)
         ranks.wait()
-    return network.eval()
+    # From disk, and so without what compiling and other processes have added.
+    return load_model(run / CHECKPOINT).to(where)
 
 
 def training_rows(tiles: pd.DataFrame) -> NDArray[np.intp]:
@@ -206,6 +212,7 @@ def _loop(
         sampler=range(first, config.steps),
         num_workers=0 if on_device is not None else workers,
         collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
     )
     silent = not (progress and ranks.is_first)
     bar = tqdm(loader, "train", total=config.steps, initial=first, disable=silent)
@@ -230,10 +237,16 @@ def _loop(
             image = (own.cumsum(0) - 1)[places[own[places]]]
             if ranks.number:  # so that tiles of two processes are not changed alike
                 generator = torch.Generator().manual_seed(generator.initial_seed() + ranks.number)
-            x = augment(batch.images[image].to(device), generator, config.augmentation)
+            x = batch.images.to(device, non_blocking=True)
+            if len(twins):
+                x = x[image.to(device, non_blocking=True)]
+            x = augment(x, generator, config.augmentation)
         with autocast_of(network, config.precision):
             descriptors = together(x, ranks.exchange(torch.from_numpy(batch.owners)[places]))
-        near, far = (mask[places][:, places].to(device) for mask in (batch.near, batch.far))
+        near, far = (
+            mask[places][:, places].to(device, non_blocking=True)
+            for mask in (batch.near, batch.far)
+        )
         loss = contrastive_loss(descriptors, near, far, config.margin)
         total, apart = loss.total, descriptors[twins.to(device)] - descriptors[tiles:]
         if len(twins):
@@ -257,7 +270,7 @@ def _loop(
                 "near_loss": loss.near.item(),
                 "far_loss": loss.far.item(),
                 "lr": rate,
-                **collapse(descriptors),
+                **collapse(descriptors.cpu()),  # where singular values take less time than on a GPU
                 # Symmetric masks hold each pair twice, those of explicit pairs once.
                 "near_pairs": int((near | near.T).sum()) // 2,
                 "far_pairs": int((far | far.T).sum()) // 2,

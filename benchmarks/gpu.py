@@ -1,0 +1,217 @@
+"""How well sslpath keeps a GPU busy, as ratios within one run to the network alone.
+
+    python benchmarks/gpu.py [--work FOLDER] [--out FILE] [--steps N] [--workers N]
+
+- ``training``: steps from slides on disk against bare steps of the same network (same precision,
+  batch, loss and optimiser, random tensors that lie in the GPU's memory), as PyTorch runs them and
+  compiled; and the loop of tutorials, two forward passes a pair in float32. Rates are those of
+  windows of ten steps; the first windows warm up. A row holds the median ratio of the windows of
+  two turns to the median bare window of those, and the lowest and highest.
+- ``descriptors``: slides on disk to files of descriptors, against the network on tiles that lie in
+  the computer's memory. All of it counts: starting the processes that read, opening, writing.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyvips
+import torch
+
+from sslpath.datasets.phantom import make_phantoms
+from sslpath.embed import embed_encoder
+from sslpath.files import atomic_path
+from sslpath.imagenet import random_encoder
+from sslpath.model import ModelConfig, SiameseNetwork, contrastive_loss, pair_loss
+from sslpath.results import row, write_results
+from sslpath.runs import read_log
+from sslpath.settings import TrainConfig
+from sslpath.slides import Slide
+from sslpath.sources import open_source
+from sslpath.tiling import tile_slides
+from sslpath.training import autocast_of, train
+
+MPP, TILE_PX, WINDOW, WARM = 0.5, 224, 10, 3
+SLIDES, TILES = 8, 32  # a batch
+TIMES = 6  # slides of descriptors are phantoms laid side by side, so many times in each direction
+Rates = list[float]
+
+
+def bare(model: ModelConfig, steps: int, device: str, compiled: bool) -> Rates:
+    """Images a second of steps on random tensors."""
+    batch = SLIDES * TILES
+    network = SiameseNetwork(model).to(device).train()
+    if compiled and network.trunk is not None:
+        network.trunk.compile()
+    images = torch.rand(batch, 3, TILE_PX, TILE_PX, device=device)
+    near = torch.block_diag(*[torch.ones(8, 8)] * (batch // 8)).bool().to(device)
+    near.fill_diagonal_(False)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
+
+    def step() -> None:
+        with autocast_of(network):
+            z = network(images)
+        optimiser.zero_grad(set_to_none=True)
+        contrastive_loss(z, near, ~near, 1.2).total.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+
+    return windows(step, steps, batch, device)
+
+
+def tutorial(model: ModelConfig, steps: int, device: str) -> Rates:
+    """Images a second of the loop of tutorials."""
+    batch = SLIDES * TILES
+    network = SiameseNetwork(model).to(device, memory_format=torch.contiguous_format).train()
+    images = torch.rand(batch, 3, TILE_PX, TILE_PX, device=device)
+    is_near = torch.arange(batch // 2, device=device) % 2 == 0
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
+
+    def step() -> None:
+        one, other = network(images[: batch // 2]), network(images[batch // 2 :])
+        optimiser.zero_grad(set_to_none=True)
+        pair_loss(one, other, is_near, 1.2).total.backward()
+        optimiser.step()
+
+    return windows(step, steps, batch, device)
+
+
+def windows(step: Callable[[], None], steps: int, batch: int, device: str) -> Rates:
+    """Images a second in each window of ten steps, after those that warm up."""
+    rates = []
+    for _ in range(steps // WINDOW):
+        start = time.perf_counter()
+        for _ in range(WINDOW):
+            step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        rates.append(WINDOW * batch / (time.perf_counter() - start))
+    return rates[WARM:]
+
+
+def from_slides(
+    tiles: Any, model: ModelConfig, steps: int, device: str, compiled: bool, workers: int
+) -> Rates:
+    """Images a second as a run's log tells them."""
+    config = TrainConfig(
+        near_tiles=2, far_tiles=6, steps=steps, slides_per_batch=SLIDES, tiles_per_slide=TILES,
+        checkpoint_every=steps, log_every=WINDOW,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as run:
+        train(
+            tiles, config, model, run, source=open_source(tiles), device=device, workers=workers,
+            compiled=compiled, progress=False,
+        )  # fmt: skip
+        # The last window of a run is written before its state is saved.
+        return [line["images_per_s"] for line in read_log(run)][WARM:]
+
+
+def training(
+    slides: list[Path], arch: str, steps: int, device: str, workers: int
+) -> list[dict[str, Any]]:
+    """Two turns each, of which the first only adds windows."""
+    tiles, _ = tile_slides(
+        [Slide(path, mpp=MPP) for path in slides], mpp=MPP, tile_px=TILE_PX, progress=False
+    )
+    model, rows = ModelConfig(arch, trunk="scratch", input_px=TILE_PX), []
+    for compiled in (False, True):
+        found: dict[str, Rates] = {"bare steps": [], "sslpath": []}
+        for _ in range(1 if compiled else 2):
+            found["bare steps"] += bare(model, steps, device, compiled)
+            found["sslpath"] += from_slides(tiles, model, steps, device, compiled, workers)
+        if not compiled:
+            found["tutorial loop"] = tutorial(model, 5 * WINDOW, device)
+        part = f"GPU, training, {arch}, bfloat16" + ", compiled" * compiled
+        rows += rows_of(part, found, f"batches of {SLIDES * TILES}, {workers} processes read")
+    return rows
+
+
+def rows_of(part: str, found: dict[str, Rates], work: str) -> list[dict[str, Any]]:
+    """Ratios to the median of the first way."""
+    rows, reference = [], next(iter(found))
+    base = statistics.median(found[reference])
+    for name, rates in found.items():
+        ratios, rate = sorted(one / base for one in rates), statistics.median(rates)
+        middle = statistics.median(ratios)
+        print(f"{part:50} {name:16} {rate:10,.0f} tiles/s {middle:6.3f} "
+              f"[{ratios[0]:.3f}, {ratios[-1]:.3f}]", flush=True)  # fmt: skip
+        about = {"versus": reference, "work": work, "rate": rate, "unit": "tiles"}
+        rows.append(
+            row(name, f"rate, over {reference}", middle, ratios[0], ratios[-1], len(rates), 0,
+                part, **about)
+        )  # fmt: skip
+    return rows
+
+
+def laid_out(phantom: Path, target: Path) -> Path:
+    """A slide of many copies of a phantom."""
+    if not target.exists():
+        image = pyvips.Image.new_from_file(str(phantom)).replicate(TIMES, TIMES)
+        with atomic_path(target) as temporary:
+            image.tiffsave(
+                str(temporary), tile=True, pyramid=True, compression="jpeg", Q=80, bigtiff=True,
+                tile_width=256, tile_height=256, xres=1000 / MPP, yres=1000 / MPP, resunit="cm",
+            )  # fmt: skip
+    return target
+
+
+def descriptors(
+    slides: list[Path], arch: str, device: str, workers: int, turns: int = 3
+) -> list[dict[str, Any]]:
+    """Slides to files."""
+    tiles, _ = tile_slides(
+        [Slide(path, mpp=MPP) for path in slides], mpp=MPP, tile_px=TILE_PX, min_tissue=0,
+        progress=False,
+    )  # fmt: skip
+    encoder = random_encoder(arch, input_px=TILE_PX, device=device)
+    some = open_source(tiles).read(tiles.iloc[: 8 * 256])
+    found: dict[str, Rates] = {"the network alone": [], "sslpath": []}
+    for turn in range(turns):
+        start = time.perf_counter()
+        for _ in range(4):
+            for i in range(0, len(some), 256):
+                encoder.encode(some[i : i + 256])
+        alone = 4 * len(some) / (time.perf_counter() - start)
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            embed_encoder(
+                tiles, open_source(tiles), encoder, folder, workers=workers, progress=False
+            )
+            whole = len(tiles) / (time.perf_counter() - start)
+        if turn:  # the first warms up
+            found["the network alone"].append(alone)
+            found["sslpath"].append(whole)
+    work = f"{len(tiles):,} tiles of {len(slides)} slides, {workers} processes read"
+    return rows_of(f"GPU, descriptors, {arch}, bfloat16", found, work)
+
+
+def main() -> None:
+    """Run both parts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("out/gpu"))
+    parser.add_argument("--out", type=Path, default=Path("out/gpu/benchmarks.json"))
+    parser.add_argument("--archs", nargs="+", default=["resnet50", "resnet18"])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--steps", type=int, default=100, help="of a turn (default 100)")
+    parser.add_argument("--workers", type=int, default=12, help="processes that read (default 12)")
+    parser.add_argument("--slides", type=int, default=SLIDES, help="phantoms to learn from")
+    options = parser.parse_args()
+    phantoms = make_phantoms(options.work, options.slides, workers=min(options.workers, SLIDES))
+    large = [laid_out(path, options.work / f"large_{path.stem}.tif") for path in phantoms[:4]]
+    rows: list[dict[str, Any]] = []
+    for arch in options.archs:
+        rows += training(phantoms, arch, options.steps, options.device, options.workers)
+        write_results(options.out, rows)
+    rows += descriptors(large, options.archs[0], options.device, options.workers)
+    write_results(options.out, rows)
+    print(rows[0]["hardware"])
+
+
+if __name__ == "__main__":
+    main()
