@@ -201,7 +201,7 @@ def test_the_command_can_keep_to_some_folds(archive, weights, tmp_path, monkeypa
     rows = json.loads(out.read_text())
     assert {r["data"] for r in rows} == {"IDC, folds 0 and 1"}
     assert "spatial" in capsys.readouterr().out
-    kept = sorted(path.name for path in (tmp_path / "work").rglob("descriptors/*"))
+    kept = sorted(path.name for path in (tmp_path / "work").rglob("descriptors/*.npy"))
     assert len(kept) == 4
     monkeypatch.setattr("sys.argv", words[:-1])
     with pytest.raises(SystemExit):
