@@ -153,7 +153,8 @@ def train(
             save_model(network, run / CHECKPOINT)
         ranks.wait()
     # From disk, and so without what compiling and other processes have added.
-    return load_model(run / CHECKPOINT).to(where)
+    with torch.random.fork_rng(devices=[]):  # a network before its weights are read is random
+        return load_model(run / CHECKPOINT).to(where)
 
 
 def training_rows(tiles: pd.DataFrame) -> NDArray[np.intp]:
