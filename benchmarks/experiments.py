@@ -37,7 +37,7 @@ from sslpath.results import hardware, read_results, row, versions, write_results
 from sslpath.retrieval import slide_pairs
 from sslpath.settings import DEPTHS_DROPOUT
 
-# Of trunks that learn: images for an hour of two CPU cores, and until a GPU sees no more progress.
+# Of trunks that learn: on two CPU cores, and longer on a GPU.
 TRUNK_BATCHES = {"steps": 500, "slides_per_batch": 16, "tiles_per_slide": 16}
 LONG = {**TRUNK_BATCHES, "input_px": 224}
 SETTINGS = {
@@ -130,7 +130,7 @@ def descriptors_path(inputs: Inputs, name: str, test_fold: int, seed: int) -> Pa
     return inputs.work / "descriptors" / f"{name} {key} fold {test_fold} seed {seed}.npy"
 
 
-def elsewhere(inputs: Inputs, name: str, seed: int, folds: Sequence[int]) -> dict[str, Any]:
+def described_on(inputs: Inputs, name: str, seed: int, folds: Sequence[int]) -> dict[str, Any]:
     """The machine that made descriptors, if it is another than this, which scores them."""
     files = [descriptors_path(inputs, name, fold, seed).with_suffix(".json") for fold in folds]
     told = [json.loads(file.read_text()) for file in files if file.exists()]
@@ -204,7 +204,7 @@ def rows_of(inputs: Inputs, names: Sequence[str], seed: int) -> list[dict[str, A
             for metric, score in measured.items():
                 low, high = score.interval() or (None, None)
                 extra: dict[str, Any] = {"patients": len(score.patients)}
-                extra |= elsewhere(inputs, name, seed, folds)
+                extra |= described_on(inputs, name, seed, folds)
                 rows.append(row(name, metric, score.value, low, high, score.n, seed, data, **extra))
                 for versus in COMPARED:
                     if versus not in found or versus == name:

@@ -5,8 +5,9 @@
 - ``training``: steps from slides on disk against bare steps of the same network (same precision,
   batch, loss and optimiser, random tensors that lie in the GPU's memory), as PyTorch runs them and
   compiled; and the loop of tutorials, two forward passes a pair in float32. Rates are those of
-  windows of ten steps; the first windows warm up. A row holds the median ratio of the windows of
-  two turns to the median bare window of those, and the lowest and highest.
+  windows of ten steps, without the first three of a turn, which warm up. There are two turns, one
+  when compiled. A row holds the median of the windows' ratios to the median bare window, and the
+  lowest and highest.
 - ``descriptors``: slides on disk to files of descriptors, against the network on tiles that lie in
   the computer's memory. All of it counts: starting the processes that read, opening, writing.
 """
@@ -19,12 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyvips
 import torch
+from large_slides import MPP, gigapixel
 
 from sslpath.datasets.phantom import make_phantoms
 from sslpath.embed import embed_encoder
-from sslpath.files import atomic_path
 from sslpath.imagenet import random_encoder
 from sslpath.model import ModelConfig, SiameseNetwork, contrastive_loss, pair_loss
 from sslpath.results import row, write_results
@@ -35,9 +35,8 @@ from sslpath.sources import open_source
 from sslpath.tiling import tile_slides
 from sslpath.training import autocast_of, train
 
-MPP, TILE_PX, WINDOW, WARM = 0.5, 224, 10, 3
+TILE_PX, WINDOW, WARM = 224, 10, 3
 SLIDES, TILES = 8, 32  # a batch
-TIMES = 6  # slides of descriptors are phantoms laid side by side, so many times in each direction
 Rates = list[float]
 
 
@@ -113,7 +112,7 @@ def from_slides(
 def training(
     slides: list[Path], arch: str, steps: int, device: str, workers: int
 ) -> list[dict[str, Any]]:
-    """Two turns each, of which the first only adds windows."""
+    """Steps from slides, in turn with bare ones."""
     tiles, _ = tile_slides(
         [Slide(path, mpp=MPP) for path in slides], mpp=MPP, tile_px=TILE_PX, progress=False
     )
@@ -145,18 +144,6 @@ def rows_of(part: str, found: dict[str, Rates], work: str) -> list[dict[str, Any
                 part, **about)
         )  # fmt: skip
     return rows
-
-
-def laid_out(phantom: Path, target: Path) -> Path:
-    """A slide of many copies of a phantom."""
-    if not target.exists():
-        image = pyvips.Image.new_from_file(str(phantom)).replicate(TIMES, TIMES)
-        with atomic_path(target) as temporary:
-            image.tiffsave(
-                str(temporary), tile=True, pyramid=True, compression="jpeg", Q=80, bigtiff=True,
-                tile_width=256, tile_height=256, xres=1000 / MPP, yres=1000 / MPP, resunit="cm",
-            )  # fmt: skip
-    return target
 
 
 def descriptors(
@@ -203,7 +190,7 @@ def main() -> None:
     parser.add_argument("--slides", type=int, default=SLIDES, help="phantoms to learn from")
     options = parser.parse_args()
     phantoms = make_phantoms(options.work, options.slides, workers=min(options.workers, SLIDES))
-    large = [laid_out(path, options.work / f"large_{path.stem}.tif") for path in phantoms[:4]]
+    large = [gigapixel(path, options.work / f"large_{path.stem}.tif") for path in phantoms[:4]]
     rows: list[dict[str, Any]] = []
     for arch in options.archs:
         rows += training(phantoms, arch, options.steps, options.device, options.workers)

@@ -24,7 +24,6 @@ environments of their own, which are made in --work (some GB).
 """
 
 import argparse
-import math
 import resource
 import statistics
 import subprocess
@@ -41,9 +40,9 @@ import faiss
 import h5py
 import numpy as np
 import pandas as pd
-import pyvips
 import torch
 from distributed import LocalCluster
+from large_slides import gigapixel
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.decomposition import PCA
@@ -56,7 +55,6 @@ from sslpath.cluster import each
 from sslpath.datasets.phantom import make_phantom
 from sslpath.datasets.phantom_features import SHIPPED
 from sslpath.embed import embed_encoder, store
-from sslpath.files import atomic_path
 from sslpath.imagenet import Encoder, random_encoder
 from sslpath.index import build_index
 from sslpath.model import ModelConfig, SiameseNetwork, contrastive_loss, pair_loss
@@ -269,26 +267,6 @@ def tissue(large: Path, work: Path) -> list[dict[str, Any]]:
         NAMES[one]: Worker(one, "tissue", large, [], work) for one in ("clam", "sslpath", *TISSUE)
     }
     return take_turns("tissue", ways, width * height / 1e9, "gigapixel")
-
-
-def gigapixel(phantom: Path, target: Path) -> Path:
-    """A slide of more than a gigapixel, made of copies of a phantom."""
-    if target.exists():
-        return target
-    image = pyvips.Image.new_from_file(str(phantom))
-    times = math.ceil((1e9 / (image.width * image.height)) ** 0.5)
-    image = image.replicate(times, times)
-    if target.suffix == ".svs":
-        words = (
-            f"Aperio Image Library v12.0.0\r\n{image.width}x{image.height}|AppMag = 20|MPP = {MPP}"
-        )
-        image.set_type(pyvips.GValue.gstr_type, "image-description", words)
-    with atomic_path(target) as temporary:
-        image.tiffsave(
-            str(temporary), tile=True, pyramid=True, compression="jpeg", Q=80, bigtiff=True,
-            tile_width=256, tile_height=256, xres=1000 / MPP, yres=1000 / MPP, resunit="cm",
-        )  # fmt: skip
-    return target
 
 
 # Descriptors and training

@@ -105,8 +105,8 @@ def train(
         progress: Whether to draw a bar.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
         workers: Processes that read tiles; 0 reads in this one. Under ``torchrun``, of each.
-        compiled: Whether PyTorch compiles the trunk first (``torch.compile``). That takes a minute
-            or so and changes weights by rounding.
+        compiled: Whether PyTorch compiles the trunk first (``torch.compile``). That takes time at
+            the start and changes weights by rounding.
 
     Returns:
         The network, in evaluation mode, on ``device``.
@@ -271,7 +271,7 @@ def _loop(
                 "near_loss": loss.near.item(),
                 "far_loss": loss.far.item(),
                 "lr": rate,
-                **collapse(descriptors.cpu()),  # where singular values take less time than on a GPU
+                **collapse(descriptors.cpu()),
                 # Symmetric masks hold each pair twice, those of explicit pairs once.
                 "near_pairs": int((near | near.T).sum()) // 2,
                 "far_pairs": int((far | far.T).sum()) // 2,

@@ -1,6 +1,5 @@
 """On a GPU: the same numbers as on the CPU to rounding, and runs that go on. Skips without one."""
 
-import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -151,7 +150,5 @@ def test_a_step_does_not_wait_for_the_gpu(tmp_path: Path) -> None:
         for w in seen
         if "synchroniz" in str(w.message)
     ]
-    per_step = {place: waits.count(place) for place in set(waits)}
-    print(json.dumps(per_step, indent=1))
-    in_augment = [place for place in waits if place.startswith("augment")]
-    assert not in_augment
+    assert any(place.startswith("model") for place in waits)  # the pairs of the loss are seen
+    assert not [place for place in waits if place.startswith("augment")]

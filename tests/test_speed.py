@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sslpath.model import ModelConfig
+from sslpath.slides import Slide
+from sslpath.tiling import tile_slides
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import gpu
 from speed import NAMES, Worker, take_turns, together
 
 
@@ -38,3 +43,26 @@ def test_a_process_that_fails_ends_the_benchmark_and_names_its_log(tmp_path):
         Worker("openslide", "reading", tmp_path / "none.tif", [(0, 0)], tmp_path)
     assert "missing image file" in (tmp_path / "openslide.log").read_text()
     assert "openslide" in NAMES
+
+
+def test_windows_count_images_and_drop_those_that_warm_up():
+    rates = gpu.windows(lambda: time.sleep(0.002), 5 * gpu.WINDOW, 8, "cpu")
+    assert len(rates) == 5 - gpu.WARM
+    assert rates[0] == pytest.approx(8 / 0.002, rel=0.6)
+
+
+def test_rows_of_a_gpu_are_ratios_to_the_median_of_the_bare_steps():
+    bare, ours = gpu.rows_of("part", {"bare steps": [90, 100, 120], "ours": [40, 50]}, "work")
+    assert (bare["value"], bare["low"], bare["high"]) == (1, 0.9, 1.2)
+    assert (ours["value"], ours["low"], ours["high"]) == (0.45, 0.4, 0.5)
+    assert (ours["rate"], ours["n"], ours["versus"]) == (45, 2, "bare steps")
+
+
+def test_steps_from_slides_are_measured_by_the_log(slide_path, monkeypatch):
+    for name, value in {"WINDOW": 1, "WARM": 1, "SLIDES": 1, "TILES": 4, "TILE_PX": 32}.items():
+        monkeypatch.setattr(gpu, name, value)
+    tiles, _ = tile_slides([Slide(slide_path)], mpp=0.5, tile_px=32, progress=False)
+    model = ModelConfig("resnet18", trunk="scratch", input_px=32)
+    rates = gpu.from_slides(tiles, model, 3, "cpu", compiled=False, workers=0)
+    assert len(rates) == 2
+    assert min(rates) > 0
