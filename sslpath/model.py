@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslpath.backbones import architecture, make_trunk, resolve_precision
 from sslpath.depths import Depths
@@ -144,6 +145,20 @@ class SiameseNetwork(nn.Module):
             lengths = torch.tensor(self.blocks, dtype=torch.float64)
             share = (lengths * len(self.blocks) / lengths.sum()).sqrt()
             self.scale.copy_(spread * share.repeat_interleave(torch.tensor(self.blocks)))
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but a fine-tuned trunk normalises by what it knows from ImageNet.
+
+        A batch holds tiles of a few slides, so its mean and spread are not those that a tile meets
+        in evaluation; and weights whose normalisation is folded into the convolutions, as exports
+        for phones have it, answer nonsense if they are normalised once more.
+        """
+        super().train(mode)
+        if self.trunk is not None and self.config.trunk == "finetune":
+            for module in self.trunk.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, x: Tensor, exchange: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Compute descriptors.

@@ -142,6 +142,31 @@ def test_trunks_that_learn_from_pixels_train_and_move_their_weights(
         assert network.config.encoder == encoder.provenance
 
 
+def test_a_fine_tuned_trunk_answers_as_it_did_before_it_learns(tmp_path: Path) -> None:
+    """Also with weights whose batch normalisation is folded: mean 0 and spread 1 of no data."""
+    encoder, pixels = random_encoder("resnet18", seed=7, input_px=32), Painted()
+    for name, tensor in encoder.trunk.state_dict().items():
+        if name.endswith(("running_mean", "bias")):
+            tensor.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    network = train(
+        some_tiles(2, 10),
+        replace(QUICK, steps=4, tiles_per_slide=8, lr=1e-12),
+        ModelConfig(arch="resnet18", trunk="finetune", input_px=32, hidden=32),
+        tmp_path,
+        source=pixels,
+        encoder=encoder,
+        progress=False,
+    )
+    assert network.trunk is not None
+    start, end = encoder.trunk.state_dict(), network.trunk.state_dict()
+    for name in start:
+        torch.testing.assert_close(start[name], end[name], rtol=0, atol=1e-9)
+    images = torch.from_numpy(pixels.read(some_tiles(2, 10))).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        while_learning, after = network.train().trunk(images), network.eval().trunk(images)
+    torch.testing.assert_close(while_learning, after)
+
+
 def test_a_scratch_trunk_learns_to_tell_far_from_near_by_pixels(tmp_path: Path) -> None:
     tiles = some_tiles(2, 12)
     model = ModelConfig(arch="resnet18", trunk="scratch", input_px=32, hidden=64, dropout=0)
