@@ -19,11 +19,12 @@ environments of their own, which are made in --work (some GB).
   tutorials (two forward passes a pair, float32), and lightly's SimCLR.
 - ``retrieval``: ten nearest with the own slide left out, against FAISS (flat), scikit-learn and
   PyTorch.
-- ``index``: the index on disk against exact search, with its recall.
+- ``index``: the index on disk against exact search, with its recall; then both as commands.
 - ``scheduler``: how many jobs a Dask scheduler hands out.
 """
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
@@ -64,7 +65,7 @@ from sslpath.retrieval import search
 from sslpath.settings import TrainConfig
 from sslpath.slides import Slide
 from sslpath.sources import open_source
-from sslpath.table import make_table
+from sslpath.table import make_table, save_tiles
 from sslpath.tiling import tile_slides
 from sslpath.training import autocast_of, train
 
@@ -471,12 +472,28 @@ def like_tissue(tiles: int) -> NDArray[np.float32]:
     return unit_length(real[one] + rng.random((tiles, 1)) * way + 0.1 * noise)
 
 
-def indexed(count: int, work: Path) -> list[dict[str, Any]]:
+def as_slides(path: Path, count: int, slides: int = 100) -> pd.DataFrame:
+    """Tiles that overlap, of one slide under many names."""
+    slide = Slide(path)
+    where: dict[str, Any] = {"path": str(path.absolute()), "mpp": MPP, "stride_px": 1}
+    where |= dict(zip(("width", "height"), slide.dimensions, strict=True))
+    number = np.arange(count // slides)
+    side = int(np.ceil(np.sqrt(len(number))))
+    columns = {
+        "slide_id": np.repeat([f"s{i}" for i in range(slides)], len(number)),
+        "x": np.tile(number % side * ((where["width"] - TILE_PX) // side), slides),
+        "y": np.tile(number // side * ((where["height"] - TILE_PX) // side), slides),
+        "size": TILE_PX,
+        "slide_mpp": MPP,
+    }
+    source = {"kind": "slides", "slides": dict.fromkeys(np.unique(columns["slide_id"]), where)}
+    return make_table(columns, mpp=MPP, tile_px=TILE_PX, source=source)
+
+
+def indexed(count: int, path: Path, work: Path) -> list[dict[str, Any]]:
     """Ten nearest tiles of other slides, by the index on disk."""
-    found, slides = like_tissue(count), 100
-    slide = np.repeat(np.arange(slides), count // slides)
-    columns = {"slide_id": [f"s{i}" for i in slide], "x": np.arange(count), "y": 0, "size": 1}
-    tiles = make_table({**columns, "slide_mpp": 1.0}, mpp=1.0, tile_px=1, source={})
+    found, tiles = like_tissue(count), as_slides(path, count)
+    slide = tiles["slide_id"].factorize()[0]
     folder = work / f"descriptors {count}"
     store(tiles, found, folder, {"arch": "like tissue"})
     drawn = np.sort(np.random.default_rng(1).choice(count // 10, 200, replace=False))
@@ -500,7 +517,45 @@ def indexed(count: int, work: Path) -> list[dict[str, Any]]:
                     len(drawn), 0, part, **about)
             )  # fmt: skip
             print(f"{part:34} {name:34} recall {np.mean(share):.3f}, {size:.0f} bytes a tile")
-    return rows + take_turns(part, ways, len(drawn), "queries")
+    rows += take_turns(part, ways, len(drawn), "queries")
+    return rows + commands(tiles, folder, work / f"index {count} bytes", work)
+
+
+def commands(
+    tiles: pd.DataFrame, folder: Path, index: Path, work: Path, turns: int = 3
+) -> list[dict[str, Any]]:
+    """One query by `sslpath search`: the start of Python, reading, a picture, and all memory."""
+    table, part = work / "tiles.parquet", f"sslpath search, {len(tiles):,} x 128"
+    save_tiles(tiles, table)
+    query = f"{tiles['slide_id'][0]}:{tiles['x'][0]},{tiles['y'][0]}"
+    search_it = [
+        sys.executable,
+        "-m",
+        "sslpath.cli",
+        "search",
+        query,
+        table,
+        "--descriptors",
+        folder,
+    ]
+    peaks: dict[str, int] = {}
+
+    def call(name: str, *more: str | Path) -> None:
+        words = [*map(str, (*search_it, "--out", work / "gallery.png", *more))]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{words} failed")
+        peaks[name] = max(peaks.get(name, 0), used.ru_maxrss * 1024)
+
+    ways: dict[str, Way] = {
+        "exact": partial(call, "exact"), "index": partial(call, "index", "--index", index)
+    }  # fmt: skip
+    rows = take_turns(part, ways, 1, "queries", turns=turns)
+    return rows + [
+        row(name, "memory, GB", peak / 1e9, None, None, turns + 1, 0, part)
+        for name, peak in peaks.items()
+    ]
 
 
 def scheduled() -> list[dict[str, Any]]:
@@ -543,7 +598,7 @@ def main() -> None:
         # Memory first: what other searches have freed would be taken again, unseen.
         "retrieval": lambda: memory_of_search()
         + [one for asked in SIZES for one in retrieval(*asked)],
-        "index": lambda: indexed(1_000_000, work),
+        "index": lambda: indexed(1_000_000, phantoms[0], work),
         "scheduler": scheduled,
     }  # fmt: skip
     rows = read_results(options.out) if options.out.exists() else []

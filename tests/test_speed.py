@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sslpath.embed import store
+from sslpath.index import build_index
 from sslpath.model import ModelConfig
 from sslpath.slides import Slide
 from sslpath.tiling import tile_slides
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import gpu
-from speed import NAMES, Worker, take_turns, together
+from speed import NAMES, Worker, as_slides, commands, like_tissue, take_turns, together
 
 
 def test_a_way_that_takes_twice_as_long_has_half_the_rate():
@@ -43,6 +45,24 @@ def test_a_process_that_fails_ends_the_benchmark_and_names_its_log(tmp_path):
         Worker("openslide", "reading", tmp_path / "none.tif", [(0, 0)], tmp_path)
     assert "missing image file" in (tmp_path / "openslide.log").read_text()
     assert "openslide" in NAMES
+
+
+def test_search_is_timed_as_a_command_on_tiles_that_can_be_read(slide_path, tmp_path, capfd):
+    tiles = as_slides(slide_path, 400, slides=4)
+    assert tiles["slide_id"].nunique() == 4
+    assert not tiles.duplicated(["slide_id", "x", "y"]).any()
+    store(tiles, like_tissue(400), tmp_path / "d", {"arch": "like tissue"})
+    build_index(tiles, tmp_path / "d", tmp_path / "index", progress=False)
+    rows = commands(tiles, tmp_path / "d", tmp_path / "index", tmp_path, turns=1)
+    assert (tmp_path / "gallery.png").exists()
+    assert [(r["method"], r["metric"]) for r in rows[2:]] == [
+        ("exact", "memory, GB"),
+        ("index", "memory, GB"),
+    ]
+    assert all(0.05 < r["value"] < 5 for r in rows[2:])
+    with pytest.raises(SystemExit, match="failed"):
+        commands(tiles, tmp_path / "none", tmp_path / "index", tmp_path, turns=1)
+    assert "tmp" in capfd.readouterr().err
 
 
 def test_windows_count_images_and_drop_those_that_warm_up():
