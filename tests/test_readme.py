@@ -100,6 +100,21 @@ def test_views_beat_imagenet_on_new_phantoms_and_generic_self_supervision_in_two
             assert row["low"] < 0 < row["high"]
 
 
+def test_the_trade_of_dropout_and_the_probes_are_the_recorded_ones() -> None:
+    words = " ".join(README.split())
+    for method, metric, seeds, says in (
+        ("no dropout", "tumour_p_at_10", 3, "`spatial` has a P@10 of {:.3f}"),
+        ("no dropout", "addr_global", 3, "an ADDR of {:.3f} (3 seeds)"),
+        ("dropout 0.5, margin 1.5", "tumour_p_at_10", 1, "--margin 1.5` a P@10 of {:.3f}"),
+        ("dropout 0.5, margin 1.5", "addr_global", 1, "an ADDR of {:.3f} (seed 0)"),
+        ("supervised probe, last", "auc", 1, "an AUC of {:.3f} on the last layer's"),
+        ("supervised probe, depths", "auc", 1, "and {:.3f} on those of every depth"),
+    ):
+        values = [float(str(r["value"])) for r in recorded(method, metric)]
+        assert len(values) == seeds
+        assert says.format(sum(values) / seeds) in words, (method, metric)
+
+
 def test_every_number_of_the_changed_pictures_is_the_recorded_one() -> None:
     rows = read_results(ROOT / "data/results/robustness.json")
     found = {(r["method"], r["metric"]): r["value"] for r in rows if r["data"] == IDC}
