@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from sslpath.datasets.phantom_features import shipped_features
 from sslpath.demo import FAR_TILES, NEAR_TILES, demo_tiles, phantom_folder
+from sslpath.descriptor_files import features_provenance
 from sslpath.descriptors import read_descriptors
-from sslpath.embed import embed_encoder, features_provenance
+from sslpath.embed import embed_encoder
 from sslpath.errors import ConfigError, DataError
 from sslpath.imagenet import load_imagenet
 from sslpath.model import ModelConfig, SiameseNetwork

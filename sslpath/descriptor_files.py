@@ -226,6 +226,36 @@ def load_in(pool: ProcessPool, path: str | Path, timeout_s: float) -> SlideDescr
     return found
 
 
+def features_provenance(folder: str | Path, tiles: pd.DataFrame) -> dict[str, Any]:
+    """What made the features in a folder, read from the file of the table's first slide there.
+
+    Raises:
+        DescriptorError: If no slide of the table has a file, or the file does not say.
+    """
+    for slide_id in tiles["slide_id"].unique():
+        path = descriptor_path(folder, str(slide_id))
+        if path.exists():
+            about = json.loads(load_slide(path).attrs.get("provenance", "{}"))
+            if "arch" not in about:
+                raise DescriptorError(
+                    f"{path} does not say which encoder made it; compute the features with "
+                    "`sslpath embed --encoder imagenet`."
+                )
+            return dict(about)
+    raise DescriptorError(
+        f"No features of these slides in {folder}; make them with "
+        "`sslpath embed TILES --encoder imagenet --out DIR`."
+    )
+
+
+def provenance_or_nothing(folder: str | Path, tiles: pd.DataFrame) -> dict[str, Any]:
+    """As :func:`features_provenance`, but empty where the files do not say, such as CLAM's."""
+    try:
+        return features_provenance(folder, tiles)
+    except DescriptorError:
+        return {}
+
+
 def _whole(data: h5py.Dataset) -> bool:
     """Whether every row was written; HDF5 hands out zeros for those that were not."""
     if data.chunks is None:

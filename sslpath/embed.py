@@ -4,7 +4,6 @@ Each function fills a folder with one HDF5 file a slide (see :mod:`sslpath.descr
 provenance says what made it. Complete files of the same provenance are kept.
 """
 
-import json
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -17,14 +16,13 @@ from numpy.typing import NDArray
 
 from sslpath.augment import ELSEWHERE, Augmentation, augment_pixels
 from sslpath.descriptor_files import (
-    descriptor_path,
-    load_slide,
+    features_provenance,
     patch_attrs,
     write_descriptors,
     write_failures,
 )
 from sslpath.descriptors import compute, read_descriptors, rgb_features
-from sslpath.errors import DescriptorError, WeightsError
+from sslpath.errors import WeightsError
 from sslpath.files import only_one, sha256
 from sslpath.imagenet import Encoder, check_provenance
 from sslpath.model import SiameseNetwork, load_model
@@ -182,33 +180,3 @@ def store(
         coords = tiles.iloc[at][["x", "y"]].to_numpy()
         patch = patch_attrs(tiles, str(slide_id), folder)
         write_descriptors(folder, str(slide_id), descriptors[at], coords, made_by, patch)
-
-
-def features_provenance(folder: str | Path, tiles: pd.DataFrame) -> dict[str, Any]:
-    """What made the features in a folder, read from the file of the table's first slide there.
-
-    Raises:
-        DescriptorError: If no slide of the table has a file, or the file does not say.
-    """
-    for slide_id in tiles["slide_id"].unique():
-        path = descriptor_path(folder, str(slide_id))
-        if path.exists():
-            about = json.loads(load_slide(path).attrs.get("provenance", "{}"))
-            if "arch" not in about:
-                raise DescriptorError(
-                    f"{path} does not say which encoder made it; compute the features with "
-                    "`sslpath embed --encoder imagenet`."
-                )
-            return dict(about)
-    raise DescriptorError(
-        f"No features of these slides in {folder}; make them with "
-        "`sslpath embed TILES --encoder imagenet --out DIR`."
-    )
-
-
-def provenance_or_nothing(folder: str | Path, tiles: pd.DataFrame) -> dict[str, Any]:
-    """As :func:`features_provenance`, but empty where the files do not say, such as CLAM's."""
-    try:
-        return features_provenance(folder, tiles)
-    except DescriptorError:
-        return {}

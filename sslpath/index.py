@@ -22,9 +22,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from sslpath.descriptor_files import read_failures
+from sslpath.descriptor_files import provenance_or_nothing, read_failures
 from sslpath.descriptors import read_descriptors
-from sslpath.embed import provenance_or_nothing
 from sslpath.errors import ConfigError, DescriptorError
 from sslpath.files import only_one, write_json
 from sslpath.neighbours import group_codes, unit_length

@@ -3,8 +3,9 @@
 Started by PyTorch's ``torchrun``, every process knows the whole of each batch, but reads and runs
 through the trunk only its share of the tiles. Then the features of all are exchanged, and everyone
 computes the head, the pairs and the loss of the whole batch. So all pairs of a batch are learned
-from, and the loss is that of one process with the same batch; what the trunk's batch normalisation
-sees is the whole batch on GPUs, a process's share on CPUs, for which PyTorch has no other.
+from, and the loss is that of one process with the same batch. The batch normalisation of a trunk
+that is fine-tuned looks at no batch; that of one from scratch sees the whole batch on GPUs, a
+process's share on CPUs, for which PyTorch has no other.
 
 Hugging Face's accelerate connects the processes and averages their gradients.
 What this module does not do: shards of the network, and training of a head on frozen features,

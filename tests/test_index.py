@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 """The index on disk: against exact search, the own patient left out, whole or not at all."""
 
 import shutil
@@ -225,3 +228,8 @@ def test_a_group_without_rows_leaves_nothing_out_and_few_others_leave_gaps(tmp_p
     assert rows[0].tolist() == [2, -1, -1]
     assert np.isinf(distances[0, 1:]).all()
     assert sorted(rows[1]) == [0, 1, 2]
+
+
+def test_searching_an_index_needs_no_pytorch_whose_start_takes_seconds():
+    code = "import sys, sslpath.index, sslpath.retrieval; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

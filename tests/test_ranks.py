@@ -56,10 +56,12 @@ def test_the_loss_is_that_of_one_process_also_after_a_kill(
     assert one[0]["loss"] > 1.1 * one[-1]["loss"]
 
 
-def test_gradients_are_those_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["gradients", "tuned"])
+def test_gradients_are_those_of_one_process(what: str, tmp_path: Path) -> None:
+    """Also of a fine-tuned trunk, whose normalisation asks no other tile."""
     script, alone, two = TESTS / "train_with_others.py", tmp_path / "alone", tmp_path / "two"
-    finish(start(sys.executable, script, alone, "gradients"))
-    finish(start(*TORCHRUN, script, two, "gradients"))
+    finish(start(sys.executable, script, alone, what))
+    finish(start(*TORCHRUN, script, two, what))
     one, other = load_file(alone), load_file(two)
     assert any(name.startswith("trunk.") for name in one)
     for name, value in one.items():

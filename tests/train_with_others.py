@@ -1,10 +1,11 @@
 """Train on tiles whose pixels say where they are, or compute gradients; see test_ranks.py.
 
-``torchrun --nproc-per-node 2 train_with_others.py RUN train|gradients``, or without torchrun.
+``torchrun --nproc-per-node 2 train_with_others.py RUN train|gradients|tuned``, or without torchrun.
 """
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ def plain(weights: object = None) -> nn.Module:
 plain.__module__ = "torchvision.models.plain"  # list_models() looks at it
 register_model()(plain)
 MODEL = ModelConfig("plain", trunk="scratch", input_px=32, descriptor_dim=16, hidden=32)
+TUNED = ModelConfig("resnet18", trunk="finetune", input_px=32, descriptor_dim=16, hidden=32)
 
 
 def learn(run: Path) -> None:
@@ -41,12 +43,12 @@ def learn(run: Path) -> None:
     train(some_tiles(4), config, MODEL, run, source=source, device="cpu", progress=False)
 
 
-def gradients(run: Path) -> None:
+def gradients(run: Path, model: ModelConfig = MODEL) -> None:
     """Of one loss, of 40 tiles that the processes share out unevenly."""
     ranks, generator = Ranks("cpu"), torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    network = SiameseNetwork(MODEL)
-    together = ranks.wrap(network)
+    network = SiameseNetwork(model)
+    together = ranks.wrap(network).train()
     x = torch.rand(40, 3, 32, 32, generator=generator)
     near = torch.rand(40, 40, generator=generator) < 0.2
     owners = (torch.rand(40, generator=generator) * 1.5).long() % ranks.count
@@ -60,4 +62,5 @@ def gradients(run: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"train": learn, "gradients": gradients}[sys.argv[2]](Path(sys.argv[1]))
+    tuned = partial(gradients, model=TUNED)
+    {"train": learn, "gradients": gradients, "tuned": tuned}[sys.argv[2]](Path(sys.argv[1]))

@@ -74,7 +74,7 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath evaluate``."""
-    from sslpath.embed import provenance_or_nothing
+    from sslpath.descriptor_files import provenance_or_nothing
     from sslpath.report import compare, pictures, tables
     from sslpath.results import write_results
 
@@ -118,7 +118,8 @@ def add_baselines(
     their own size: enlarging them would only cost time.
     """
     from sslpath.backbones import pick_device
-    from sslpath.embed import embed_encoder, embed_rgb, provenance_or_nothing
+    from sslpath.descriptor_files import provenance_or_nothing
+    from sslpath.embed import embed_encoder, embed_rgb
     from sslpath.imagenet import random_encoder
 
     folders = dict(folders)

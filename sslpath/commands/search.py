@@ -132,7 +132,7 @@ def _in_index(
     own: str | None,
 ) -> "tuple[NDArray[np.int64], NDArray[np.float32]]":
     """Positions and distances of the nearest tiles in the index."""
-    from sslpath.embed import provenance_or_nothing
+    from sslpath.descriptor_files import provenance_or_nothing
     from sslpath.index import Index
 
     index = Index(options.index, tiles)
@@ -198,7 +198,8 @@ def _encode_query(
 ) -> "NDArray[np.float32]":
     import numpy as np
 
-    from sslpath.embed import load_run, provenance_or_nothing
+    from sslpath.descriptor_files import provenance_or_nothing
+    from sslpath.embed import load_run
     from sslpath.imagenet import check_provenance
 
     if options.run_dir is None:

@@ -196,8 +196,9 @@ def _frozen_features(
     """The tiles that have ImageNet features, these and their views, what made them, exit code."""
     import numpy as np
 
+    from sslpath.descriptor_files import features_provenance
     from sslpath.descriptors import read_descriptors
-    from sslpath.embed import VIEWS, embed_encoder, features_provenance, view_folders
+    from sslpath.embed import VIEWS, embed_encoder, view_folders
     from sslpath.imagenet import IDENTITY, check_provenance
 
     folder, code = options.features, 0
