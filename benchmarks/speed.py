@@ -24,7 +24,6 @@ environments of their own, which are made in --work (some GB).
 """
 
 import argparse
-import os
 import resource
 import statistics
 import subprocess
@@ -96,6 +95,12 @@ SIZES = (
     (10_000, 128, 1000), (10_000, 2048, 1000), (100_000, 128, 1000), (100_000, 2048, 200),
     (1_000_000, 128, 200),
 )  # fmt: skip
+# Runs a command and prints the most memory that it took, in KiB.
+MEASURE = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 TISSUE = ("tiatoolbox", "lazyslide", "histolab")
 DESCRIBING = ("tiatoolbox", "lazyslide")
 
@@ -528,25 +533,21 @@ def commands(
     table, part = work / "tiles.parquet", f"sslpath search, {len(tiles):,} x 128"
     save_tiles(tiles, table)
     query = f"{tiles['slide_id'][0]}:{tiles['x'][0]},{tiles['y'][0]}"
-    search_it = [
-        sys.executable,
-        "-m",
-        "sslpath.cli",
-        "search",
-        query,
-        table,
-        "--descriptors",
-        folder,
-    ]
+    search_it = (
+        *(sys.executable, "-m", "sslpath.cli", "search", query, table),
+        *("--descriptors", folder, "--out", work / "gallery.png"),
+    )
     peaks: dict[str, int] = {}
 
     def call(name: str, *more: str | Path) -> None:
-        words = [*map(str, (*search_it, "--out", work / "gallery.png", *more))]
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        if status:
+        words = [*map(str, (*search_it, *more))]
+        # From a small process: a child starts with the memory of this one, and that would count.
+        measured = subprocess.run(
+            [sys.executable, "-c", MEASURE, *words], stdout=subprocess.PIPE, text=True
+        )
+        if measured.returncode:
             raise SystemExit(f"{words} failed")
-        peaks[name] = max(peaks.get(name, 0), used.ru_maxrss * 1024)
+        peaks[name] = max(peaks.get(name, 0), int(measured.stdout) * 1024)
 
     ways: dict[str, Way] = {
         "exact": partial(call, "exact"), "index": partial(call, "index", "--index", index)

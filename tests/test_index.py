@@ -1,9 +1,8 @@
-import subprocess
-import sys
-
 """The index on disk: against exact search, the own patient left out, whole or not at all."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np

@@ -53,13 +53,15 @@ def test_search_is_timed_as_a_command_on_tiles_that_can_be_read(slide_path, tmp_
     assert not tiles.duplicated(["slide_id", "x", "y"]).any()
     store(tiles, like_tissue(400), tmp_path / "d", {"arch": "like tissue"})
     build_index(tiles, tmp_path / "d", tmp_path / "index", progress=False)
+    ballast = np.ones(250_000_000)  # 2 GB that are not the command's
     rows = commands(tiles, tmp_path / "d", tmp_path / "index", tmp_path, turns=1)
+    del ballast
     assert (tmp_path / "gallery.png").exists()
     assert [(r["method"], r["metric"]) for r in rows[2:]] == [
         ("exact", "memory, GB"),
         ("index", "memory, GB"),
     ]
-    assert all(0.05 < r["value"] < 5 for r in rows[2:])
+    assert all(0.05 < r["value"] < 1.5 for r in rows[2:])
     with pytest.raises(SystemExit, match="failed"):
         commands(tiles, tmp_path / "none", tmp_path / "index", tmp_path, turns=1)
     assert "tmp" in capfd.readouterr().err
