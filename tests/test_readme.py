@@ -115,6 +115,15 @@ def test_the_trade_of_dropout_and_the_probes_are_the_recorded_ones() -> None:
         assert says.format(sum(values) / seeds) in words, (method, metric)
 
 
+def test_a_search_among_a_million_tiles_takes_what_was_recorded() -> None:
+    rows = read_results(ROOT / "data/results/benchmarks.json")
+    rows = [r for r in rows if r["data"] == "sslpath search, 1,000,000 x 128"]
+    seconds = {r["method"]: 1 / r["rate"] for r in rows if r["metric"].startswith("rate")}
+    memory = {r["method"]: r["value"] for r in rows if r["metric"] == "memory, GB"}
+    found = [f"{seconds[name]:.1f} s and {memory[name]:.1f} GB" for name in ("exact", "index")]
+    assert "a query took {} without, {} with it".format(*found) in " ".join(README.split())
+
+
 def test_every_number_of_the_changed_pictures_is_the_recorded_one() -> None:
     rows = read_results(ROOT / "data/results/robustness.json")
     found = {(r["method"], r["metric"]): r["value"] for r in rows if r["data"] == IDC}
