@@ -118,7 +118,7 @@ def turn(images: Tensor, generator: torch.Generator, *, flip: bool, rotate: bool
     turns = torch.randint(4, (len(images),), generator=generator) * rotate
     mirrored = torch.randint(2, (len(images),), generator=generator) * flip
     code = turns + 4 * mirrored
-    result = images.clone()
+    result = images.clone(memory_format=torch.contiguous_format)
     for k in range(1, 8):
         chosen = (code == k).nonzero()[:, 0]
         if len(chosen):

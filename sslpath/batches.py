@@ -4,19 +4,25 @@ A batch is made from (seed, step) alone, so that it does not matter which proces
 whether the run was interrupted before.
 """
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslpath.errors import SlideError
 from sslpath.pairs import BatchSampler, near_far_um
 from sslpath.settings import TrainConfig
+from sslpath.slots import Slots
 from sslpath.sources import TileSource
+
+AHEAD = 2  # batches that each process reads ahead
 
 
 @dataclass
@@ -29,7 +35,7 @@ class Batch:
         far: Far pairs.
         owners: Which process reads each tile, see :mod:`sslpath.ranks`.
         lost: Those that this process should have read, and could not.
-        images: The others that it should, uint8 ``(n, 3, h, w)``.
+        images: The others that it should, uint8 ``(n, 3, h, w)``, a view of ``(n, h, w, 3)``.
     """
 
     positions: NDArray[np.intp]
@@ -38,10 +44,6 @@ class Batch:
     owners: NDArray[np.intp]
     lost: NDArray[np.bool_]
     images: Tensor | None = None
-
-    def pin_memory(self) -> "Batch":
-        """The batch in memory that a GPU reads by itself; PyTorch's DataLoader asks for it."""
-        return self if self.images is None else replace(self, images=self.images.pin_memory())
 
     def without(self, lost: NDArray[np.bool_]) -> "Batch":
         """The batch without tiles that could not be read, here or elsewhere."""
@@ -79,6 +81,12 @@ class Batches(Dataset[Batch]):
             tiles_per_slide=config.tiles_per_slide - round(config.twins * config.tiles_per_slide),
         )
         self.config, self.source, self.share = config, source, share
+        self.slots: Slots | None = None  # where other processes leave what they read
+        tile_px = tiles.attrs["tile_px"]
+        most = config.slides_per_batch * self.sampler.tiles_per_slide
+        if config.pairs == "explicit":
+            most = 3 * self._pairs_of_each()
+        self.shape = (-(-most // share[1]), tile_px, tile_px, 3)
         # Without metadata, which name every slide and would be copied in every step.
         self.tiles = tiles.copy(deep=False)
         self.tiles.attrs = {}
@@ -86,8 +94,7 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.config.seed, step])
         if self.config.pairs == "explicit":
-            tiles = self.config.slides_per_batch * self.sampler.tiles_per_slide
-            n = max(1, tiles // 3)
+            n = self._pairs_of_each()
             pairs = self.sampler.index.sample(n, rng)
             positions = np.concatenate([pairs.anchor, pairs.near, pairs.far])
             near, far = np.zeros((2, 3 * n, 3 * n), bool)
@@ -104,9 +111,66 @@ class Batches(Dataset[Batch]):
         if self.source is not None:
             own = np.flatnonzero(owners == number)
             pixels, kept = read_what_can_be_read(self.source, self.tiles.iloc[positions[own]])
-            batch.images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
             batch.lost[own[~kept]] = True
+            if self.slots is None or get_worker_info() is None:
+                batch.images = as_images(pixels)
+            else:
+                self.slots[step][: len(pixels)] = pixels
         return batch
+
+    def _pairs_of_each(self) -> int:
+        """Explicit near pairs of a batch, and as many far ones that share their anchors."""
+        return max(1, self.config.slides_per_batch * self.sampler.tiles_per_slide // 3)
+
+
+def as_images(pixels: NDArray[np.uint8]) -> Tensor:
+    """Tiles as they are read, ``(n, h, w, 3)``, as PyTorch has them; nothing is copied."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def load(batches: Batches, steps: range, workers: int, device: torch.device) -> Iterator[Batch]:
+    """The batches of steps, read ahead by other processes, with the pixels on a device.
+
+    A batch's pixels hold until the next one is asked for.
+
+    Args:
+        batches: All batches.
+        steps: Which of them.
+        workers: Processes that read; 0 reads in this one.
+        device: Where the pixels go; on a GPU they travel while it computes.
+    """
+    if batches.source is None:
+        workers = 0
+    # One is looked at while the others are read.
+    slots = Slots(AHEAD * workers + 1, batches.shape) if workers else None
+    batches.slots = slots
+    loader: DataLoader[Batch] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=AHEAD if workers else None,
+    )
+    road = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    with slots.pinned() if slots else nullcontext():
+        for step, batch in zip(steps, loader, strict=True):
+            if slots is not None:
+                n = int((batch.owners == batches.share[0]).sum() - batch.lost.sum())
+                batch.images = as_images(slots[step][:n])
+            if batch.images is not None and road is not None:
+                with torch.cuda.stream(road):
+                    batch.images = batch.images.to(device, non_blocking=True)
+                torch.cuda.current_stream(device).wait_stream(road)
+                batch.images.record_stream(torch.cuda.current_stream(device))
+            yield batch
+            if road is not None:
+                road.synchronize()  # what is read next may take the slot
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Keep DataLoader from taking the batch apart."""
+    return batch
 
 
 def read_what_can_be_read(

@@ -4,7 +4,7 @@ The files are one HDF5 a slide, in the layout of CLAM and TRIDENT: :mod:`sslpath
 
 But:
 
-- a slide's descriptors are held in memory until its file is written;
+- a slide's descriptors are held in memory until its file is written, next to the following one's;
 - a file is known by the slide's name, the tiles' corners and the provenance, not by the pixels:
   after replacing a slide by another of the same name, delete its file.
 """
@@ -13,9 +13,9 @@ import json
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -42,6 +42,7 @@ from sslpath.descriptor_files import (
 )
 from sslpath.errors import DescriptorError, SlideError, TileReadError
 from sslpath.files import only_one
+from sslpath.slots import Slots
 from sslpath.sources import TileSource
 
 __all__ = [
@@ -55,6 +56,9 @@ __all__ = [
     "rgb_features",
     "write_descriptors",
 ]
+
+_source: TileSource  # of a process that reads, and where it leaves pixels
+_slots: Slots
 
 FailedTile = tuple[str, int, int, str]  # slide, corner, why
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -300,13 +304,22 @@ def _compute(
             for i in starts:
                 yield slide_id, rows.iloc[i : i + batch], i == starts[-1]
 
-    for read, last in _read_ahead(jobs(), source, workers):
-        if len(read.images):
-            pending[read.slide_id].parts.append((_encode(encode, read), read.coords))
-        if last:
-            _finish(folder, read.slide_id, pending.pop(read.slide_id), made_by)
-        done, ready = ready, 0
-        yield done + len(read.images) + len(read.failures), read.failures
+    shape = min(batch, len(tiles)), tiles.attrs["tile_px"], tiles.attrs["tile_px"], 3
+    # A file is written while the encoder goes on with the next slide.
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        for read, last in _read_ahead(jobs(), source, workers, shape):
+            if len(read.images):
+                pending[read.slide_id].parts.append((_encode(encode, read), read.coords))
+            if last:
+                if writing is not None:
+                    writing.result()
+                slide = pending.pop(read.slide_id)
+                writing = writer.submit(_finish, folder, read.slide_id, slide, made_by)
+            done, ready = ready, 0
+            yield done + len(read.images) + len(read.failures), read.failures
+        if writing is not None:
+            writing.result()
     yield ready, []
 
 
@@ -349,31 +362,59 @@ def _reusable(path: Path, provenance: str) -> SlideDescriptors | None:
 
 
 def _read_ahead(
-    jobs: Iterable[tuple[str, pd.DataFrame, bool]], source: TileSource, workers: int
+    jobs: Iterable[tuple[str, pd.DataFrame, bool]],
+    source: TileSource,
+    workers: int,
+    shape: tuple[int, ...],
 ) -> Iterator[tuple[_Batch, bool]]:
-    """Read the jobs in their order, with ``workers`` processes at most two batches each ahead."""
+    """Read the jobs in their order, with ``workers`` processes at most two batches each ahead.
+
+    The pixels of a batch, at most of ``shape``, hold until the next one is asked for.
+    """
     if workers == 0:
         for slide_id, rows, last in jobs:
             yield _read(source, slide_id, rows), last
         return
+    slots = Slots(2 * workers + 1, shape)
     # Started afresh, since neither slides nor the threads of a numerical library survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting: deque[tuple[Future[_Batch], bool]] = deque()
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _remember, (source, slots)
+    )
+    with pool, slots.pinned():
+        waiting: deque[tuple[Future[tuple[_Batch, int]], int, bool]] = deque()
+
+        def first() -> tuple[_Batch, bool]:
+            future, turn, last = waiting.popleft()
+            read, n = _result(future)
+            return replace(read, images=slots[turn][:n]), last
+
         try:
-            for slide_id, rows, last in jobs:
-                waiting.append((pool.submit(_read, source, slide_id, rows), last))
+            for turn, (slide_id, rows, last) in enumerate(jobs):
+                waiting.append((pool.submit(_read_into, turn, slide_id, rows), turn, last))
                 if len(waiting) > 2 * workers:
-                    future, was_last = waiting.popleft()
-                    yield _result(future), was_last
+                    yield first()
             while waiting:
-                future, was_last = waiting.popleft()
-                yield _result(future), was_last
+                yield first()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _result(future: "Future[_Batch]") -> _Batch:
+def _remember(source: TileSource, slots: Slots) -> None:
+    """What a process that reads needs for all of its jobs."""
+    global _source, _slots
+    _source, _slots = source, slots
+
+
+def _read_into(turn: int, slide_id: str, rows: pd.DataFrame) -> tuple[_Batch, int]:
+    """Read tiles, leave their pixels in the slot, and say how many there are."""
+    read = _read(_source, slide_id, rows)
+    n = len(read.images)
+    if n:
+        _slots[turn][:n] = read.images
+    return replace(read, images=read.images[:0]), n
+
+
+def _result(future: "Future[tuple[_Batch, int]]") -> tuple[_Batch, int]:
     try:
         return future.result()
     except BrokenProcessPool as error:

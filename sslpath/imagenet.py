@@ -90,16 +90,19 @@ class Encoder:
         blocks = self.provenance.get("blocks")
         return sum(blocks) if blocks else architecture(self.arch).dim
 
-    def encode(self, tiles: NDArray[np.uint8], batch: int = 32) -> NDArray[np.float32]:
+    def encode(self, tiles: NDArray[np.uint8], batch: int | None = None) -> NDArray[np.float32]:
         """Compute the features of tiles.
 
         Args:
             tiles: uint8, shape ``(n, h, w, 3)``, RGB.
-            batch: Tiles at a time; small batches stay in a CPU's cache.
+            batch: Tiles at a time; by default 32 on a CPU, where small batches stay in its cache,
+                and 256 elsewhere.
 
         Returns:
             Shape ``(n, dim)``.
         """
+        if batch is None:
+            batch = 32 if next(self.folded.parameters()).device.type == "cpu" else 256
         dtype = getattr(torch, self.provenance["precision"])
         result = np.empty((len(tiles), self.dim), np.float32)
         for start in range(0, len(tiles), batch):

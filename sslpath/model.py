@@ -252,13 +252,18 @@ def contrastive_loss(
     Args:
         descriptors: Shape ``(b, d)``.
         near_mask: Bool, ``(b, b)``; see :func:`sslpath.pairs.pair_masks`. Symmetric: each pair
-            counts twice, which leaves the means as they are.
+            counts twice, which leaves the means as they are. Best on the CPU, also for a GPU.
         far_mask: Bool, ``(b, b)``.
         margin: As in :func:`pair_loss`.
     """
     norms = descriptors.square().sum(dim=1)
     squared = (norms[:, None] + norms[None] - 2 * descriptors @ descriptors.T).clamp(min=0)
-    return _contrast(squared[near_mask], squared[far_mask], margin)
+    # By number: where the masks are on the CPU, it need not wait until a GPU has counted them.
+    near, far = (
+        mask.flatten().nonzero()[:, 0].to(squared.device, non_blocking=True)
+        for mask in (near_mask, far_mask)
+    )
+    return _contrast(squared.flatten()[near], squared.flatten()[far], margin)
 
 
 def _contrast(near_squared: Tensor, far_squared: Tensor, margin: float) -> Loss:

@@ -25,12 +25,11 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from sslpath.augment import augment
 from sslpath.backbones import Precision, resolve_precision
-from sslpath.batches import Batch, Batches
+from sslpath.batches import Batches, load
 from sslpath.errors import ConfigError
 from sslpath.files import only_one
 from sslpath.imagenet import Encoder
@@ -207,18 +206,12 @@ def _loop(
         trim_log(run, first)
     together = ranks.wrap(network)
     on_device = None if features is None else torch.from_numpy(features).to(device)
-    loader: DataLoader[Batch] = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first, config.steps),
-        num_workers=0 if on_device is not None else workers,
-        collate_fn=_as_it_is,
-        pin_memory=device.type == "cuda",
-    )
     silent = not (progress and ranks.is_first)
-    bar = tqdm(loader, "train", total=config.steps, initial=first, disable=silent)
+    loaded = load(batches, range(first, config.steps), workers, device)
+    bar = tqdm(loaded, "train", total=config.steps, initial=first, disable=silent)
     together.train()
     since, seen, unread = time.perf_counter(), 0, 0
+    finite = torch.tensor(True, device=device)
     for step, batch in enumerate(bar, start=first):
         generator = _seed(config.seed, step)
         rate = learning_rate(step, config)
@@ -238,33 +231,39 @@ def _loop(
             image = (own.cumsum(0) - 1)[places[own[places]]]
             if ranks.number:  # so that tiles of two processes are not changed alike
                 generator = torch.Generator().manual_seed(generator.initial_seed() + ranks.number)
-            x = batch.images.to(device, non_blocking=True)
+            x = batch.images
             if len(twins):
                 x = x[image.to(device, non_blocking=True)]
             x = augment(x, generator, config.augmentation)
         with autocast_of(network, config.precision):
             descriptors = together(x, ranks.exchange(torch.from_numpy(batch.owners)[places]))
-        near, far = (
-            mask[places][:, places].to(device, non_blocking=True)
-            for mask in (batch.near, batch.far)
-        )
-        loss = contrastive_loss(descriptors, near, far, config.margin)
-        total, apart = loss.total, descriptors[twins.to(device)] - descriptors[tiles:]
+        near, far = batch.near, batch.far
         if len(twins):
+            near, far = (mask[places][:, places] for mask in (near, far))
+        loss = contrastive_loss(descriptors, near, far, config.margin)
+        total = loss.total
+        if len(twins):
+            apart = descriptors[twins.to(device)] - descriptors[tiles:]
             total = total + config.twin_weight * apart.square().sum(dim=1).mean()
-        if not torch.isfinite(total):
-            raise ConfigError(
-                f"The loss is no longer finite at step {step + 1} of {run}. Lower `lr`, or look "
-                "for NaN in the features."
-            )
         optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         optimiser.step()
         done, seen = step + 1, seen + len(places)
+        logs, saves = (
+            done % every == 0 or done == config.steps
+            for every in (config.log_every, config.checkpoint_every)
+        )
+        # Looked at where numbers are needed anyway: at once, a GPU would have to be waited for.
+        finite = finite & torch.isfinite(total.detach())
+        if (logs or saves) and not finite:
+            raise ConfigError(
+                f"The loss is no longer finite at step {done} of {run}. Lower `lr`, or look for "
+                "NaN in the features."
+            )
         if not ranks.is_first:
             continue
-        if done % config.log_every == 0 or done == config.steps:
+        if logs:
             line = {
                 "step": done,
                 "loss": total.item(),
@@ -281,7 +280,7 @@ def _loop(
             append_log(run, line)
             bar.set_postfix(loss=f"{line['loss']:.3f}", spread=f"{line['spread']:.2f}")
             since, seen, unread = time.perf_counter(), 0, 0
-        if done % config.checkpoint_every == 0 or done == config.steps:
+        if saves:
             save_state(run, network, optimiser, done)
 
 
@@ -304,11 +303,6 @@ def _drawn_views(views: int, n: int, twins: Tensor, generator: torch.Generator) 
     which = which * (torch.rand(n, generator=generator) < 0.5)
     further = torch.randint(1, views, (len(twins),), generator=generator)
     return torch.cat([which, (which[twins] + further) % views])
-
-
-def _as_it_is(batch: Any) -> Any:
-    """Keep DataLoader from taking the batch apart."""
-    return batch
 
 
 def _seed(seed: int, step: int) -> torch.Generator:
