@@ -7,9 +7,10 @@
   compiled; and the loop of tutorials, two forward passes a pair in float32. Rates are those of
   windows of ten steps, without the first three of a turn, which warm up. There are two turns, one
   when compiled. A row holds the median of the windows' ratios to the median bare window, and the
-  lowest and highest.
+  lowest and highest. ``reading alone`` brings the same batches to the GPU, and learns nothing.
 - ``descriptors``: slides on disk to files of descriptors, against the network on tiles that lie in
-  the computer's memory. All of it counts: starting the processes that read, opening, writing.
+  the GPU's memory. Opening, reading and writing count, but not the start of the processes that
+  read: rates are those after the first batches.
 """
 
 import argparse
@@ -23,9 +24,10 @@ from typing import Any
 import torch
 from large_slides import MPP, gigapixel
 
+from sslpath.batches import Batches, load
 from sslpath.datasets.phantom import make_phantoms
-from sslpath.embed import embed_encoder
-from sslpath.imagenet import random_encoder
+from sslpath.descriptors import compute
+from sslpath.imagenet import prepare, random_encoder
 from sslpath.model import ModelConfig, SiameseNetwork, contrastive_loss, pair_loss
 from sslpath.results import row, write_results
 from sslpath.runs import read_log
@@ -36,7 +38,7 @@ from sslpath.tiling import tile_slides
 from sslpath.training import autocast_of, train
 
 TILE_PX, WINDOW, WARM = 224, 10, 3
-SLIDES, TILES = 8, 32  # a batch
+SLIDES, TILES = 8, 32  # of a batch
 Rates = list[float]
 
 
@@ -47,7 +49,7 @@ def bare(model: ModelConfig, steps: int, device: str, compiled: bool) -> Rates:
     if compiled and network.trunk is not None:
         network.trunk.compile()
     images = torch.rand(batch, 3, TILE_PX, TILE_PX, device=device)
-    near = torch.block_diag(*[torch.ones(8, 8)] * (batch // 8)).bool().to(device)
+    near = torch.block_diag(*[torch.ones(8, 8)] * (batch // 8)).bool()
     near.fill_diagonal_(False)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
@@ -92,21 +94,32 @@ def windows(step: Callable[[], None], steps: int, batch: int, device: str) -> Ra
     return rates[WARM:]
 
 
+def settings(steps: int) -> TrainConfig:
+    """Of a run whose log has a line a window."""
+    return TrainConfig(
+        near_tiles=2, far_tiles=6, steps=steps, slides_per_batch=SLIDES, tiles_per_slide=TILES,
+        checkpoint_every=steps, log_every=WINDOW,
+    )  # fmt: skip
+
+
 def from_slides(
     tiles: Any, model: ModelConfig, steps: int, device: str, compiled: bool, workers: int
 ) -> Rates:
     """Images a second as a run's log tells them."""
-    config = TrainConfig(
-        near_tiles=2, far_tiles=6, steps=steps, slides_per_batch=SLIDES, tiles_per_slide=TILES,
-        checkpoint_every=steps, log_every=WINDOW,
-    )  # fmt: skip
     with tempfile.TemporaryDirectory() as run:
         train(
-            tiles, config, model, run, source=open_source(tiles), device=device, workers=workers,
-            compiled=compiled, progress=False,
+            tiles, settings(steps), model, run, source=open_source(tiles), device=device,
+            workers=workers, compiled=compiled, progress=False,
         )  # fmt: skip
         # The last window of a run is written before its state is saved.
         return [line["images_per_s"] for line in read_log(run)][WARM:]
+
+
+def reading(tiles: Any, steps: int, device: str, workers: int) -> Rates:
+    """Images a second that reach the device, where nothing is done with them."""
+    batches = Batches(tiles, settings(steps), open_source(tiles))
+    loaded = load(batches, range(steps), workers, torch.device(device))
+    return windows(lambda: next(loaded) and None, steps, SLIDES * TILES, device)
 
 
 def training(
@@ -123,6 +136,7 @@ def training(
             found["bare steps"] += bare(model, steps, device, compiled)
             found["sslpath"] += from_slides(tiles, model, steps, device, compiled, workers)
         if not compiled:
+            found["reading alone"] = reading(tiles, steps, device, workers)
             found["tutorial loop"] = tutorial(model, 5 * WINDOW, device)
         part = f"GPU, training, {arch}, bfloat16" + ", compiled" * compiled
         rows += rows_of(part, found, f"batches of {SLIDES * TILES}, {workers} processes read")
@@ -155,23 +169,34 @@ def descriptors(
         progress=False,
     )  # fmt: skip
     encoder = random_encoder(arch, input_px=TILE_PX, device=device)
-    some = open_source(tiles).read(tiles.iloc[: 8 * 256])
+    images = torch.rand(256, 3, TILE_PX, TILE_PX, device=device)
+    low = encoder.provenance["precision"] == "bfloat16"
+
+    @torch.inference_mode()
+    def alone() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=low):
+            encoder.folded(prepare(images, TILE_PX))
+
     found: dict[str, Rates] = {"the network alone": [], "sslpath": []}
     for turn in range(turns):
-        start = time.perf_counter()
-        for _ in range(4):
-            for i in range(0, len(some), 256):
-                encoder.encode(some[i : i + 256])
-        alone = 4 * len(some) / (time.perf_counter() - start)
+        rates = windows(alone, (WARM + 3) * WINDOW, len(images), device)
+        done = [(0, 0.0)]
+
+        def encode(pixels: Any, done: list[tuple[int, float]] = done) -> Any:
+            features = encoder.encode(pixels)
+            done.append((done[-1][0] + len(pixels), time.perf_counter()))
+            return features
+
         with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            embed_encoder(
-                tiles, open_source(tiles), encoder, folder, workers=workers, progress=False
-            )
-            whole = len(tiles) / (time.perf_counter() - start)
+            compute(
+                tiles, encode, open_source(tiles), folder, attrs=encoder.provenance,
+                workers=workers, progress=False,
+            )  # fmt: skip
+            end = time.perf_counter()
+        first, start = done[min(WARM * WINDOW, len(done) // 2)]
         if turn:  # the first warms up
-            found["the network alone"].append(alone)
-            found["sslpath"].append(whole)
+            found["the network alone"] += rates
+            found["sslpath"].append((len(tiles) - first) / (end - start))
     work = f"{len(tiles):,} tiles of {len(slides)} slides, {workers} processes read"
     return rows_of(f"GPU, descriptors, {arch}, bfloat16", found, work)
 
@@ -186,11 +211,11 @@ def main() -> None:
     parser.add_argument("--archs", nargs="+", default=["resnet50", "resnet18"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=100, help="of a turn (default 100)")
-    parser.add_argument("--workers", type=int, default=12, help="processes that read (default 12)")
+    parser.add_argument("--workers", type=int, default=15, help="processes that read (default 15)")
     parser.add_argument("--slides", type=int, default=SLIDES, help="phantoms to learn from")
     options = parser.parse_args()
     phantoms = make_phantoms(options.work, options.slides, workers=min(options.workers, SLIDES))
-    large = [gigapixel(path, options.work / f"large_{path.stem}.tif") for path in phantoms[:4]]
+    large = [gigapixel(path, options.work / f"large_{path.stem}.tif") for path in phantoms[:3]]
     rows: list[dict[str, Any]] = []
     for arch in options.archs:
         rows += training(phantoms, arch, options.steps, options.device, options.workers)

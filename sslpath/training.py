@@ -224,7 +224,8 @@ def _loop(
         places = torch.cat([torch.arange(tiles), twins])
         if on_device is not None:
             which = _drawn_views(len(on_device), tiles, twins, generator)
-            x = on_device[which.to(device), torch.from_numpy(batch.positions)[places].to(device)]
+            rows = torch.from_numpy(batch.positions)[places]
+            x = on_device[which.to(device, non_blocking=True), rows.to(device, non_blocking=True)]
         else:
             assert batch.images is not None
             own = torch.from_numpy(batch.owners == ranks.number)
@@ -243,7 +244,7 @@ def _loop(
         loss = contrastive_loss(descriptors, near, far, config.margin)
         total = loss.total
         if len(twins):
-            apart = descriptors[twins.to(device)] - descriptors[tiles:]
+            apart = descriptors[twins.to(device, non_blocking=True)] - descriptors[tiles:]
             total = total + config.twin_weight * apart.square().sum(dim=1).mean()
         optimiser.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
