@@ -4,10 +4,11 @@
 
 - ``training``: steps from slides on disk against bare steps of the same network (same precision,
   batch, loss and optimiser, random tensors that lie in the GPU's memory), as PyTorch runs them and
-  compiled; and the loop of tutorials, two forward passes a pair in float32. Rates are those of
-  windows of ten steps, without the first three of a turn, which warm up. There are two turns, one
-  when compiled. A row holds the median of the windows' ratios to the median bare window, and the
-  lowest and highest. ``reading alone`` brings the same batches to the GPU, and learns nothing.
+  compiled; and the loop of tutorials, two forward passes a pair in float32. ``reading alone``
+  brings the same batches to the GPU, and learns nothing. Rates are those of windows of ten steps,
+  without the first three of a turn, which warm up. There are two turns, one when compiled. A row
+  holds the ratio of the rates over all windows, and the lowest and highest window: processes that
+  read finish at almost the same time, so that windows differ.
 - ``descriptors``: slides on disk to files of descriptors, against the network on tiles that lie in
   the GPU's memory. Opening, reading and writing count, but not the start of the processes that
   read: rates are those after the first batches.
@@ -144,12 +145,12 @@ def training(
 
 
 def rows_of(part: str, found: dict[str, Rates], work: str) -> list[dict[str, Any]]:
-    """Ratios to the median of the first way."""
+    """Ratios to the rate of the first way."""
     rows, reference = [], next(iter(found))
-    base = statistics.median(found[reference])
+    base = statistics.harmonic_mean(found[reference])
     for name, rates in found.items():
-        ratios, rate = sorted(one / base for one in rates), statistics.median(rates)
-        middle = statistics.median(ratios)
+        ratios, rate = sorted(one / base for one in rates), statistics.harmonic_mean(rates)
+        middle = rate / base
         print(f"{part:50} {name:16} {rate:10,.0f} tiles/s {middle:6.3f} "
               f"[{ratios[0]:.3f}, {ratios[-1]:.3f}]", flush=True)  # fmt: skip
         about = {"versus": reference, "work": work, "rate": rate, "unit": "tiles"}

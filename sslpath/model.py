@@ -258,12 +258,18 @@ def contrastive_loss(
     """
     norms = descriptors.square().sum(dim=1)
     squared = (norms[:, None] + norms[None] - 2 * descriptors @ descriptors.T).clamp(min=0)
-    # By number: where the masks are on the CPU, it need not wait until a GPU has counted them.
     near, far = (
-        mask.flatten().nonzero()[:, 0].to(squared.device, non_blocking=True)
-        for mask in (near_mask, far_mask)
+        _places(mask).to(squared.device, non_blocking=True) for mask in (near_mask, far_mask)
     )
     return _contrast(squared.flatten()[near], squared.flatten()[far], margin)
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where a mask is set, as numbers on the CPU, so that no one waits until a GPU has counted.
+
+    By NumPy: PyTorch would share this among threads, which on a busy machine wait for each other.
+    """
+    return torch.from_numpy(np.flatnonzero(mask.cpu().numpy()))
 
 
 def _contrast(near_squared: Tensor, far_squared: Tensor, margin: float) -> Loss:

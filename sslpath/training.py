@@ -14,8 +14,8 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,8 @@ def train(
 
         batches = Batches(part, config, source, share=(ranks.number, ranks.count))
         # The caller's random state is left as it was.
-        with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        devices = [where] if where.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), _threads(1 if devices else None):
             torch.manual_seed(config.seed)
             network = _start(model_config, encoder, known).to(where)
             if compiled and network.trunk is not None:
@@ -240,7 +241,8 @@ def _loop(
             descriptors = together(x, ranks.exchange(torch.from_numpy(batch.owners)[places]))
         near, far = batch.near, batch.far
         if len(twins):
-            near, far = (mask[places][:, places] for mask in (near, far))
+            both = np.ix_(places.numpy(), places.numpy())
+            near, far = (torch.from_numpy(mask.numpy()[both]) for mask in (near, far))
         loss = contrastive_loss(descriptors, near, far, config.margin)
         total = loss.total
         if len(twins):
@@ -283,6 +285,21 @@ def _loop(
             since, seen, unread = time.perf_counter(), 0, 0
         if saves:
             save_state(run, network, optimiser, done)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute on the CPU with so many threads, or with as many as before.
+
+    Beside a GPU that is little, and one thread is best: several would wait for each other while
+    the processes that read keep all cores busy, and the GPU with them.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _drawn_twins(n: int, share: float, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """On a GPU: the same numbers as on the CPU to rounding, and runs that go on. Skips without one."""
 
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_a_step_does_not_wait_for_the_gpu(tmp_path: Path) -> None:
     """Where it waited, the GPU would idle: more steps wait no more than few do."""
     tiles = some_tiles()
 
-    def waits(steps: int) -> list[str]:
+    def waits(steps: int) -> Counter[str]:
         config = replace(QUICK, steps=steps, log_every=steps, checkpoint_every=steps, twins=0.2)
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
@@ -152,8 +153,9 @@ def test_a_step_does_not_wait_for_the_gpu(tmp_path: Path) -> None:
             for w in seen
             if "synchroniz" in str(w.message)
         ]
-        return sorted(place for place in places if not place.startswith("batches"))
+        # That the pixels of the step before have arrived is waited for, and has long happened.
+        return Counter(place for place in places if not place.startswith("streams"))
 
     few, many = waits(4), waits(12)
     assert any(place.startswith("training") for place in few)  # the log's numbers are seen
-    assert few == many
+    assert not many - few

@@ -337,6 +337,32 @@ def test_descriptors_come_back_in_the_order_of_the_table(tmp_path, workers):
     assert json.loads(attrs["provenance"]) == {"encoder": "rgb", "mpp": 0.5, "tile_px": 8}
 
 
+def test_many_batches_read_ahead_come_to_the_right_tiles(tmp_path):
+    """Of more batches than there is shared memory for, and an encoder slower than reading."""
+
+    def slow(images):
+        time.sleep(0.01)
+        return rgb_features(images)
+
+    tiles = some_tiles({"a": 21, "b": 20, "c": 1}).sample(frac=1, random_state=0)
+    failures = run(tiles, tmp_path, PlainTiles(bad=[4, 30]), slow, workers=2)
+    assert sorted(failures["x"]) == [4, 30]
+    features, kept = read_descriptors(tmp_path, tiles, missing="drop")
+    assert_right(features, tiles[kept])
+    assert kept.sum() == 40
+
+
+def test_a_slide_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
+    def full(*words, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sslpath.descriptors.write_descriptors", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(some_tiles({"a": 5, "b": 5}), tmp_path)
+    with pytest.raises(OSError, match="No space left"):  # of the last slide, too
+        run(some_tiles({"a": 5}), tmp_path)
+
+
 def test_coords_have_the_attributes_that_trident_reads(tmp_path):
     tiles = some_tiles({"a": 4, "b": 2})
     tiles.attrs["source"] = {"slides": {"a": {"width": 9000, "height": 8000, "stride_px": 6}}}

@@ -73,11 +73,13 @@ def test_windows_count_images_and_drop_those_that_warm_up():
     assert rates[0] == pytest.approx(8 / 0.002, rel=0.6)
 
 
-def test_rows_of_a_gpu_are_ratios_to_the_median_of_the_bare_steps():
-    bare, ours = gpu.rows_of("part", {"bare steps": [90, 100, 120], "ours": [40, 50]}, "work")
-    assert (bare["value"], bare["low"], bare["high"]) == (1, 0.9, 1.2)
-    assert (ours["value"], ours["low"], ours["high"]) == (0.45, 0.4, 0.5)
-    assert (ours["rate"], ours["n"], ours["versus"]) == (45, 2, "bare steps")
+def test_rows_of_a_gpu_are_ratios_of_images_over_seconds():
+    # Windows of as many images: 1/60 + 1/30 s for two, so 40 a second.
+    bare, ours = gpu.rows_of("part", {"bare steps": [80, 80, 80], "ours": [60, 30]}, "work")
+    assert (bare["value"], bare["low"], bare["high"]) == (1, 1, 1)
+    assert ours["value"] == pytest.approx(0.5)
+    assert (ours["low"], ours["high"]) == (0.375, 0.75)
+    assert (ours["rate"], ours["n"], ours["versus"]) == (pytest.approx(40), 2, "bare steps")
 
 
 def test_steps_from_slides_are_measured_by_the_log(slide_path, monkeypatch):
