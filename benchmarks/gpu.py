@@ -120,7 +120,11 @@ def reading(tiles: Any, steps: int, device: str, workers: int) -> Rates:
     """Images a second that reach the device, where nothing is done with them."""
     batches = Batches(tiles, settings(steps), open_source(tiles))
     loaded = load(batches, range(steps), workers, torch.device(device))
-    return windows(lambda: next(loaded) and None, steps, SLIDES * TILES, device)
+
+    def step() -> None:
+        next(loaded)
+
+    return windows(step, steps, SLIDES * TILES, device)
 
 
 def training(

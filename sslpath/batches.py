@@ -82,6 +82,7 @@ class Batches(Dataset[Batch]):
         )
         self.config, self.source, self.share = config, source, share
         self.slots: Slots | None = None  # where other processes leave what they read
+        # The pixels of the largest batch.
         tile_px = tiles.attrs["tile_px"]
         most = config.slides_per_batch * self.sampler.tiles_per_slide
         if config.pairs == "explicit":

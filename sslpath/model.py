@@ -252,7 +252,8 @@ def contrastive_loss(
     Args:
         descriptors: Shape ``(b, d)``.
         near_mask: Bool, ``(b, b)``; see :func:`sslpath.pairs.pair_masks`. Symmetric: each pair
-            counts twice, which leaves the means as they are. Best on the CPU, also for a GPU.
+            counts twice, which leaves the means as they are. On the CPU, so that no GPU
+            is waited for.
         far_mask: Bool, ``(b, b)``.
         margin: As in :func:`pair_loss`.
     """

@@ -1,8 +1,8 @@
-"""Memory in which processes that read leave their tiles, so that none are copied on the way.
+"""Memory in which processes that read leave their tiles, so that none need be sent.
 
 A batch of tiles has tens of megabytes. Sent from process to process it is copied several times,
-which for a GPU is too slow: it would wait. Here it is written once, where the process that asked
-for it looks. The memory belongs to no file that could be left behind: it ends with the processes.
+and a GPU may have to wait. Here it is copied once, to where the process that asked for it looks.
+The memory belongs to no file that could be left behind: it ends with the processes.
 """
 
 import ctypes

@@ -261,7 +261,7 @@ def _loop(
         finite = finite & torch.isfinite(total.detach())
         if (logs or saves) and not finite:
             raise ConfigError(
-                f"The loss is no longer finite at step {done} of {run}. Lower `lr`, or look for "
+                f"The loss is no longer finite by step {done} of {run}. Lower `lr`, or look for "
                 "NaN in the features."
             )
         if not ranks.is_first:
@@ -291,8 +291,8 @@ def _loop(
 def _threads(count: int | None) -> Iterator[None]:
     """Compute on the CPU with so many threads, or with as many as before.
 
-    Beside a GPU that is little, and one thread is best: several would wait for each other while
-    the processes that read keep all cores busy, and the GPU with them.
+    Beside a GPU that is little, and one thread will do: several wait for each other where the
+    processes that read keep all cores busy.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)

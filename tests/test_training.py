@@ -478,13 +478,19 @@ def test_settings_that_make_no_sense_are_refused(change: dict[str, Any]) -> None
         replace(QUICK, **change)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("logs", "saves"), [(7, 3), (3, 7)])
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
+    tmp_path: Path, logs: int, saves: int
+) -> None:
     tiles = some_tiles()
-    with pytest.raises(ConfigError, match="Lower `lr`"):
+    config = replace(QUICK, lr=1e30, warmup=0, steps=9, log_every=logs, checkpoint_every=saves)
+    with pytest.raises(ConfigError, match=r"by step 3 .*Lower `lr`"):
         train(
-            tiles, replace(QUICK, lr=1e30, warmup=0), HEAD, tmp_path,
-            features=spatial_features(tiles), progress=False,
+            tiles, config, HEAD, tmp_path, features=spatial_features(tiles), progress=False
         )  # fmt: skip
+    # Neither told nor kept.
+    assert (tmp_path / "log.jsonl").read_text() == ""
+    assert not (tmp_path / "state.safetensors").exists()
 
 
 def test_long_gradients_are_clipped(tmp_path: Path) -> None:
