@@ -286,7 +286,9 @@ def variant(inputs: Inputs, one: Setting, train_rows: Mask, test: Mask, seed: in
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, config)
         batch = batches[step]
-        tile, near, far = torch.from_numpy(batch.positions), batch.near, batch.far
+        tile, near, far = (
+            torch.from_numpy(each) for each in (batch.positions, batch.near, batch.far)
+        )
         if twice:
             tile, near, far = tile.repeat(2), near.repeat(2, 2), far.repeat(2, 2)
         x = views[drawn_views(len(tile), len(views), twice, rng), tile]

@@ -39,8 +39,8 @@ class Batch:
     """
 
     positions: NDArray[np.intp]
-    near: Tensor
-    far: Tensor
+    near: NDArray[np.bool_]
+    far: NDArray[np.bool_]
     owners: NDArray[np.intp]
     lost: NDArray[np.bool_]
     images: Tensor | None = None
@@ -49,13 +49,12 @@ class Batch:
         """The batch without tiles that could not be read, here or elsewhere."""
         if not lost.any():
             return self
-        kept = torch.from_numpy(~lost)
-        near, far = self.near[kept][:, kept], self.far[kept][:, kept]
+        both = np.ix_(~lost, ~lost)
         return replace(
             self,
             positions=self.positions[~lost],
-            near=near,
-            far=far,
+            near=self.near[both],
+            far=self.far[both],
             owners=self.owners[~lost],
             lost=lost[~lost],
         )
@@ -106,9 +105,7 @@ class Batches(Dataset[Batch]):
             near, far = self.sampler.masks(positions)
         number, processes = self.share
         owners = np.arange(len(positions)) * processes // len(positions)  # in-batch: slide by slide
-        batch = Batch(
-            positions, torch.from_numpy(near), torch.from_numpy(far), owners, owners < 0
-        )  # fmt: skip
+        batch = Batch(positions, near, far, owners, owners < 0)
         if self.source is not None:
             own = np.flatnonzero(owners == number)
             pixels, kept = read_what_can_be_read(self.source, self.tiles.iloc[positions[own]])

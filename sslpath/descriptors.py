@@ -10,6 +10,7 @@ But:
 """
 
 import json
+import math
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import pandas as pd
@@ -203,6 +204,17 @@ class _Batch:
     failures: list[FailedTile]
 
 
+class _Work(NamedTuple):
+    """What is to be done with tiles; see :func:`compute`."""
+
+    encode: Encode
+    source: TileSource
+    folder: Path
+    made_by: Mapping[str, Any]
+    batch: int
+    as_listed: bool
+
+
 @dataclass(frozen=True)
 class _Pending:
     """A slide whose file is not written yet."""
@@ -221,6 +233,7 @@ def compute(
     attrs: Mapping[str, Any],
     batch: int = 256,
     workers: int = 0,
+    as_listed: bool = False,
     scheduler: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -240,6 +253,9 @@ def compute(
         workers: Processes that read ahead, also over the end of a slide, so that the encoder
             never waits for one to open. They are started afresh: call from under
             ``if __name__ == "__main__"``. 0 reads in this process.
+        as_listed: Take a slide's tiles in the order of the table. By default they are taken square
+            by square, so that few blocks of a slide are decoded for two batches. It matters where
+            ``encode`` looks at a batch as a whole; files are in the order of the table anyway.
         scheduler: Address of a Dask scheduler whose workers do all of it, a slide at a time; see
             :mod:`sslpath.cluster`.
         progress: Show a bar.
@@ -252,15 +268,16 @@ def compute(
         BusyError: If another process computes descriptors in the folder.
     """
     made_by = {**attrs, "mpp": tiles.attrs["mpp"], "tile_px": tiles.attrs["tile_px"]}
+    work = _Work(encode, source, Path(folder), made_by, batch, as_listed)
     names = set(tiles["slide_id"])
     with only_one(folder):
         known = read_failures(folder).itertuples(index=False, name=None)
         failed = [row for row in known if row[0] not in names]
         earlier = len(failed)
         if scheduler is None:
-            done = _compute(tiles, encode, source, folder, made_by, batch, workers)
+            done = _compute(tiles, work, workers)
         else:
-            done = _compute_elsewhere(scheduler, tiles, encode, source, folder, made_by, batch)
+            done = _compute_elsewhere(scheduler, tiles, work)
         total = len(tiles[["slide_id", "x", "y"]].drop_duplicates())
         with tqdm(total=total, unit="tile", disable=not progress) as bar:
             for count, failures in done:
@@ -273,15 +290,10 @@ def compute(
 
 
 def _compute(
-    tiles: pd.DataFrame,
-    encode: Encode,
-    source: TileSource,
-    folder: str | Path,
-    made_by: Mapping[str, Any],
-    batch: int,
-    workers: int,
+    tiles: pd.DataFrame, work: _Work, workers: int
 ) -> Iterator[tuple[int, list[FailedTile]]]:
     """Compute here; yields how many tiles are done since the last time, and those that failed."""
+    encode, source, folder, made_by, batch, as_listed = work
     pending: dict[str, _Pending] = {}
     ready = 0  # tiles that are there already
 
@@ -300,6 +312,8 @@ def _compute(
                 rows = rows[at < 0]
                 kept = [(have.features[at[at >= 0]], have.coords[at[at >= 0]])]
             pending[slide_id] = _Pending(wanted, patch_attrs(every, slide_id, folder), kept)
+            if not as_listed:
+                rows = rows.iloc[_square_by_square(rows, batch)]
             starts = range(0, max(1, len(rows)), batch)
             for i in starts:
                 yield slide_id, rows.iloc[i : i + batch], i == starts[-1]
@@ -324,18 +338,12 @@ def _compute(
 
 
 def _compute_elsewhere(
-    scheduler: str,
-    tiles: pd.DataFrame,
-    encode: Encode,
-    source: TileSource,
-    folder: str | Path,
-    made_by: Mapping[str, Any],
-    batch: int,
+    scheduler: str, tiles: pd.DataFrame, work: _Work
 ) -> Iterator[tuple[int, list[FailedTile]]]:
     """As :func:`_compute`, slide by slide on the workers of a Dask scheduler."""
     slides = [rows for _, rows in _slides(tiles)]
-    rest = encode, source, Path(folder).absolute(), made_by, batch
-    for i, result in each(scheduler, partial(_compute_slide, rest=rest), slides):
+    work = work._replace(folder=work.folder.absolute())
+    for i, result in each(scheduler, partial(_compute_slide, work=work), slides):
         if isinstance(result, SlideError):
             rows = slides[i][["slide_id", "x", "y"]].assign(error=str(result))
             yield len(rows), list(rows.itertuples(index=False, name=None))
@@ -343,10 +351,15 @@ def _compute_elsewhere(
             yield result
 
 
-def _compute_slide(rows: pd.DataFrame, rest: tuple[Any, ...]) -> tuple[int, list[FailedTile]]:
-    encode, source, folder, made_by, batch = rest
-    done = list(_compute(rows, encode, source, folder, made_by, batch, workers=0))
+def _compute_slide(rows: pd.DataFrame, work: _Work) -> tuple[int, list[FailedTile]]:
+    done = list(_compute(rows, work, workers=0))
     return sum(count for count, _ in done), [row for _, failures in done for row in failures]
+
+
+def _square_by_square(rows: pd.DataFrame, batch: int) -> NDArray[np.intp]:
+    """The order of a slide's tiles by squares of a batch each, in which they stay as they are."""
+    side = max(1, math.isqrt(batch)) * rows["size"].to_numpy()
+    return np.lexsort((rows["x"] // side, rows["y"] // side))
 
 
 def _reusable(path: Path, provenance: str) -> SlideDescriptors | None:

@@ -85,7 +85,7 @@ def embed_views(
         return encoder.encode(augment_pixels(pixels, generator, augmentation))
 
     about = {**encoder.provenance, "augmentation": asdict(augmentation), "view_seed": seed}
-    return compute(tiles, view, source, folder, attrs=about, **reading)
+    return compute(tiles, view, source, folder, attrs=about, as_listed=True, **reading)
 
 
 def load_run(run: str | Path) -> tuple[SiameseNetwork, dict[str, Any]]:

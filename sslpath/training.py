@@ -242,8 +242,9 @@ def _loop(
         near, far = batch.near, batch.far
         if len(twins):
             both = np.ix_(places.numpy(), places.numpy())
-            near, far = (torch.from_numpy(mask.numpy()[both]) for mask in (near, far))
-        loss = contrastive_loss(descriptors, near, far, config.margin)
+            near, far = near[both], far[both]
+        masks = torch.from_numpy(near), torch.from_numpy(far)
+        loss = contrastive_loss(descriptors, *masks, config.margin)
         total = loss.total
         if len(twins):
             apart = descriptors[twins.to(device, non_blocking=True)] - descriptors[tiles:]

@@ -277,9 +277,9 @@ def test_each_step_has_its_own_batch_and_always_the_same(pairs: Any) -> None:
         slide = tiles["slide_id"].to_numpy(str)[batch.positions]
         distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
         same = slide[:, None] == slide[None]
-        assert (distance[batch.near.numpy()] <= 32).all()
-        assert (distance[batch.far.numpy()] > 112).all()
-        assert same[(batch.near | batch.far).numpy()].all()
+        assert (distance[batch.near] <= 32).all()
+        assert (distance[batch.far] > 112).all()
+        assert same[batch.near | batch.far].all()
         assert batch.images is not None
         pixels = Painted().read(tiles.iloc[batch.positions])
         np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1).numpy(), pixels)
