@@ -5,13 +5,17 @@
 - ``training``: steps from slides on disk against bare steps of the same network (same precision,
   batch, loss and optimiser, random tensors that lie in the GPU's memory), as PyTorch runs them and
   compiled; and the loop of tutorials, two forward passes a pair in float32. ``reading alone``
-  brings the same batches to the GPU, and learns nothing. Rates are those of windows of ten steps,
-  without the first three of a turn, which warm up. There are two turns, one when compiled. A row
-  holds the ratio of the rates over all windows, and the lowest and highest window: processes that
-  read finish at almost the same time, so that windows differ.
+  brings the same batches to the GPU, and learns nothing. Tiles of 256 px lie as the slides' blocks
+  of JPEG do, so that fewer blocks have to be decoded; the GPU makes them smaller. Rates are those
+  of windows of ten steps, without the first three of a turn, which warm up. There are two turns,
+  one when compiled. A row holds the ratio of the rates over all windows, and the lowest and highest
+  window: processes that read finish at almost the same time, so that windows differ.
 - ``descriptors``: slides on disk to files of descriptors, against the network on tiles that lie in
-  the GPU's memory. Opening, reading and writing count, but not the start of the processes that
-  read: rates are those after the first batches.
+  the GPU's memory. Opening, reading and writing count, but not the start and the end of the
+  processes that read: rates are those after the first batches, until the last file is there.
+
+Processes that read import the script that was called, and PyTorch with it, which takes long where
+there are many: ``python -c "import gpu; gpu.main()"`` spares them that.
 """
 
 import argparse
@@ -39,6 +43,7 @@ from sslpath.tiling import tile_slides
 from sslpath.training import autocast_of, train
 
 TILE_PX, WINDOW, WARM = 224, 10, 3
+BLOCK_PX = 256  # of the slides' JPEG
 SLIDES, TILES = 8, 32  # of a batch
 Rates = list[float]
 
@@ -131,19 +136,21 @@ def training(
     slides: list[Path], arch: str, steps: int, device: str, workers: int
 ) -> list[dict[str, Any]]:
     """Steps from slides, in turn with bare ones."""
-    tiles, _ = tile_slides(
-        [Slide(path, mpp=MPP) for path in slides], mpp=MPP, tile_px=TILE_PX, progress=False
-    )
     model, rows = ModelConfig(arch, trunk="scratch", input_px=TILE_PX), []
-    for compiled in (False, True):
+    for tile_px, compiled in ((TILE_PX, False), (BLOCK_PX, False), (TILE_PX, True)):
+        tiles, _ = tile_slides(
+            [Slide(path, mpp=MPP) for path in slides], mpp=MPP, tile_px=tile_px, progress=False
+        )
         found: dict[str, Rates] = {"bare steps": [], "sslpath": []}
         for _ in range(1 if compiled else 2):
             found["bare steps"] += bare(model, steps, device, compiled)
             found["sslpath"] += from_slides(tiles, model, steps, device, compiled, workers)
         if not compiled:
             found["reading alone"] = reading(tiles, steps, device, workers)
-            found["tutorial loop"] = tutorial(model, 5 * WINDOW, device)
+            if tile_px == TILE_PX:
+                found["tutorial loop"] = tutorial(model, 5 * WINDOW, device)
         part = f"GPU, training, {arch}, bfloat16" + ", compiled" * compiled
+        part += f", tiles of {tile_px} px" * (tile_px != TILE_PX)
         rows += rows_of(part, found, f"batches of {SLIDES * TILES}, {workers} processes read")
     return rows
 
@@ -188,8 +195,13 @@ def descriptors(
         done = [(0, 0.0)]
 
         def encode(pixels: Any, done: list[tuple[int, float]] = done) -> Any:
-            features = encoder.encode(pixels)
-            done.append((done[-1][0] + len(pixels), time.perf_counter()))
+            wait = encoder.start(pixels)
+
+            def features() -> Any:
+                found = wait()
+                done.append((done[-1][0] + len(found), time.time()))
+                return found
+
             return features
 
         with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +209,7 @@ def descriptors(
                 tiles, encode, open_source(tiles), folder, attrs=encoder.provenance,
                 workers=workers, progress=False,
             )  # fmt: skip
-            end = time.perf_counter()
+            end = max(path.stat().st_mtime for path in Path(folder).glob("*.h5"))
         first, start = done[min(WARM * WINDOW, len(done) // 2)]
         if turn:  # the first warms up
             found["the network alone"] += rates
@@ -221,12 +233,11 @@ def main() -> None:
     options = parser.parse_args()
     phantoms = make_phantoms(options.work, options.slides, workers=min(options.workers, SLIDES))
     large = [gigapixel(path, options.work / f"large_{path.stem}.tif") for path in phantoms[:3]]
-    rows: list[dict[str, Any]] = []
+    rows = descriptors(large, options.archs[0], options.device, options.workers)
+    write_results(options.out, rows)
     for arch in options.archs:
         rows += training(phantoms, arch, options.steps, options.device, options.workers)
         write_results(options.out, rows)
-    rows += descriptors(large, options.archs[0], options.device, options.workers)
-    write_results(options.out, rows)
     print(rows[0]["hardware"])
 
 

@@ -2,12 +2,15 @@
 
 import difflib
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torchvision.models
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from sslpath.errors import ConfigError
 
@@ -111,6 +114,55 @@ def pick_device(name: str = "auto") -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"No device {name!r} here ({reason}). Use cpu, or auto.") from error
     return device
+
+
+def start(
+    network: Callable[[Tensor], Tensor], tiles: NDArray[np.uint8], device: torch.device
+) -> Callable[[], NDArray[np.float32]]:
+    """Send tiles to a device and have a network look at them there.
+
+    A CPU has done so when this returns. A GPU has been told to, and goes on by itself: who sends
+    it the next tiles before he asks for what it made of these never lets it idle.
+
+    Args:
+        network: Turns images, float 0..1, ``(b, 3, h, w)``, into features ``(b, d)``.
+        tiles: uint8, shape ``(b, h, w, 3)``; not to be changed before the features are there.
+        device: Where to compute.
+
+    Returns:
+        A function that waits for the features, ``(b, d)``, and returns them.
+
+    Example:
+        >>> wait = start(lambda x: x.mean((2, 3)), np.ones((2, 8, 8, 3), np.uint8), pick_device())
+        >>> wait().shape
+        (2, 3)
+    """
+    images = torch.from_numpy(np.ascontiguousarray(tiles))
+    if device.type != "cuda":
+        found = network(images.to(device).permute(0, 3, 1, 2).float() / 255).float()
+        made = np.asarray(found.cpu().numpy())
+        return lambda: made
+    road, here = _road(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(road):
+        there = images.to(device, non_blocking=True)
+    here.wait_stream(road)
+    there.record_stream(here)
+    found = network(there.permute(0, 3, 1, 2).float() / 255).float()
+    back = found.to("cpu", non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record(here)
+
+    def wait(sent: Tensor = images) -> NDArray[np.float32]:  # which lasts until then
+        done.synchronize()
+        return back.numpy().copy()  # memory that a GPU writes to is scarce, and used again
+
+    return wait
+
+
+@cache
+def _road(device: torch.device) -> torch.cuda.Stream:
+    """On which pixels travel to a GPU while it computes."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _cpu_has_bfloat16() -> bool:

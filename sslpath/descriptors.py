@@ -62,8 +62,13 @@ _source: TileSource  # of a process that reads, and where it leaves pixels
 _slots: Slots
 
 FailedTile = tuple[str, int, int, str]  # slide, corner, why
-Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Turns tiles (b, h, w, 3) into descriptors (b, d)."""
+Descriptors = NDArray[np.float32]
+Encode = Callable[[NDArray[np.uint8]], Descriptors | Callable[[], Descriptors]]
+"""Turns tiles (b, h, w, 3) into descriptors (b, d), or into a function that waits for them.
+
+Such a function, as of :func:`sslpath.backbones.start`, is called when the next tiles were handed
+over, so that a GPU always has something to do.
+"""
 
 
 @overload
@@ -245,7 +250,8 @@ def compute(
 
     Args:
         tiles: The table of tiles.
-        encode: Tiles uint8 (b, h, w, 3) to descriptors (b, d).
+        encode: Tiles uint8 (b, h, w, 3) to descriptors (b, d), or to a function that returns these,
+            see :data:`Encode`.
         source: Where the tiles come from; see :func:`sslpath.sources.open_source`.
         folder: Where the files go.
         attrs: What makes the descriptors, such as ``Encoder.provenance``: JSON.
@@ -322,9 +328,9 @@ def _compute(
     # A file is written while the encoder goes on with the next slide.
     with ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
-        for read, last in _read_ahead(jobs(), source, workers, shape):
-            if len(read.images):
-                pending[read.slide_id].parts.append((_encode(encode, read), read.coords))
+        for read, last, found in _encoded(encode, _read_ahead(jobs(), source, workers, shape)):
+            if found is not None:
+                pending[read.slide_id].parts.append((found, read.coords))
             if last:
                 if writing is not None:
                     writing.result()
@@ -382,13 +388,13 @@ def _read_ahead(
 ) -> Iterator[tuple[_Batch, bool]]:
     """Read the jobs in their order, with ``workers`` processes at most two batches each ahead.
 
-    The pixels of a batch, at most of ``shape``, hold until the next one is asked for.
+    The pixels of a batch, at most of ``shape``, hold until the one after the next is asked for.
     """
     if workers == 0:
         for slide_id, rows, last in jobs:
             yield _read(source, slide_id, rows), last
         return
-    slots = Slots(2 * workers + 1, shape)
+    slots = Slots(2 * workers + 2, shape)
     # Started afresh, since neither slides nor the threads of a numerical library survive a fork.
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _remember, (source, slots)
@@ -406,6 +412,7 @@ def _read_ahead(
                 waiting.append((pool.submit(_read_into, turn, slide_id, rows), turn, last))
                 if len(waiting) > 2 * workers:
                     yield first()
+            pool.shutdown(wait=False)  # processes end as the last batches are looked at
             while waiting:
                 yield first()
         finally:
@@ -462,8 +469,35 @@ def _read(source: TileSource, slide_id: str, rows: pd.DataFrame) -> _Batch:
         return _Batch(slide_id, images, coords[:0], failures)
 
 
-def _encode(encode: Encode, read: _Batch) -> NDArray[np.float32]:
-    features = np.asarray(encode(read.images), np.float32)
+def _encoded(
+    encode: Encode, batches: Iterator[tuple[_Batch, bool]]
+) -> Iterator[tuple[_Batch, bool, Descriptors | None]]:
+    """The batches with their descriptors, of which one that has to be waited for is a turn late."""
+    late: list[tuple[_Batch, bool, Callable[[], Descriptors]]] = []
+
+    def fetched() -> tuple[_Batch, bool, Descriptors]:
+        read, last, wait = late.pop()
+        return read, last, _checked(wait(), read)
+
+    try:
+        for read, last in batches:
+            made = encode(read.images) if len(read.images) else None
+            if late:
+                yield fetched()
+            if callable(made):
+                late.append((read, last, made))
+            else:
+                yield read, last, None if made is None else _checked(made, read)
+    except Exception:  # which costs nothing that was handed over before
+        if late:
+            yield fetched()
+        raise
+    if late:
+        yield fetched()
+
+
+def _checked(found: Descriptors, read: _Batch) -> Descriptors:
+    features = np.asarray(found, np.float32)
     what = f"the descriptors of {read.slide_id!r}"
     check(features, read.coords, what, "the encoder: it must return finite floats (b, d)")
     return features

@@ -5,6 +5,7 @@ provenance says what made it. Complete files of the same provenance are kept.
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def embed_encoder(
     **reading: Any,
 ) -> pd.DataFrame:
     """Features of an ImageNet or a random encoder; returns the tiles that failed."""
-    return compute(tiles, encoder.encode, source, folder, attrs=encoder.provenance, **reading)
+    return compute(tiles, encoder.start, source, folder, attrs=encoder.provenance, **reading)
 
 
 VIEWS = "views"  # inside a folder of features: folders 0, 1 ... of features of augmented views
@@ -138,7 +139,7 @@ def embed_run(
     network, about = load_run(run)
     network.to(device)
     if network.trunk is not None:
-        return compute(tiles, network.encode, source, folder, attrs=about, **reading)
+        return compute(tiles, network.start, source, folder, attrs=about, **reading)
     if features is not None:
         check_provenance(network.config.encoder, features_provenance(features, tiles), str(run))
         known, found = read_descriptors(features, tiles, missing="drop")
@@ -156,8 +157,9 @@ def embed_run(
         )
     check_provenance(network.config.encoder, encoder.provenance, str(run))
 
-    def both(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return network.encode(encoder.encode(pixels))
+    def both(pixels: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        features = encoder.start(pixels)
+        return lambda: network.encode(features())
 
     return compute(tiles, both, source, folder, attrs=about, **reading)
 

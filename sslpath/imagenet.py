@@ -10,10 +10,11 @@ What this module does not do: pathology foundation models, and any file that nee
 import copy
 import hashlib
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -27,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sslpath.backbones import Precision, architecture, make_trunk, resolve_precision
+from sslpath.backbones import Precision, architecture, make_trunk, resolve_precision, start
 from sslpath.depths import Depths
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.files import sha256
@@ -105,28 +106,39 @@ class Encoder:
             Shape ``(n, dim)``.
         """
         if batch is None:
-            batch = 32 if next(self.folded.parameters()).device.type == "cpu" else 256
-        dtype = getattr(torch, self.provenance["precision"])
+            batch = 32 if self.device.type == "cpu" else 256
         result = np.empty((len(tiles), self.dim), np.float32)
-        for start in range(0, len(tiles), batch):
-            part = tiles[start : start + batch]
-            result[start : start + batch] = run_trunk(self.folded, part, self.input_px, dtype)
+        for first in range(0, len(tiles), batch):
+            result[first : first + batch] = self._start(tiles[first : first + batch])()
         return result
 
+    def start(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        """As :meth:`encode`, but a GPU is only told to, tiles all at a time.
 
-def run_trunk(
-    network: nn.Module, tiles: NDArray[np.uint8], input_px: int, dtype: torch.dtype
-) -> NDArray[np.float32]:
-    """Run a network in evaluation on tiles, uint8 ``(b, h, w, 3)``; returns ``(b, d)``."""
-    if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
-        raise ConfigError(f"Tiles must be uint8 (n, h, w, 3), not {tiles.dtype} {tiles.shape}.")
-    device = next(network.parameters()).device
-    with torch.inference_mode():
-        images = torch.from_numpy(np.ascontiguousarray(tiles)).to(device)
-        images = prepare(images.permute(0, 3, 1, 2).float() / 255, input_px)
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            features = network(images)
-        return np.asarray(features.float().cpu().numpy())
+        See :func:`sslpath.backbones.start`: the features are what the returned function returns.
+        """
+        if self.device.type != "cpu":
+            return self._start(tiles)
+        made = self.encode(tiles)
+        return lambda: made
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.folded.parameters()).device
+
+    def _start(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
+            raise ConfigError(f"Tiles must be uint8 (n, h, w, 3), not {tiles.dtype} {tiles.shape}.")
+        low = self.provenance["precision"] == "bfloat16"
+
+        def network(images: Tensor) -> Tensor:
+            images = prepare(images, self.input_px)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
+                return cast("Tensor", self.folded(images))
+
+        with torch.inference_mode():
+            return start(network, tiles, self.device)
 
 
 def load_imagenet(

@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslpath.backbones import architecture, make_trunk, resolve_precision
+from sslpath.backbones import architecture, make_trunk, resolve_precision, start
 from sslpath.depths import Depths
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.files import atomic_path
@@ -191,23 +191,27 @@ class SiameseNetwork(nn.Module):
         Returns:
             Shape ``(n, descriptor_dim)``.
         """
+        return self.start(batch)()
+
+    @torch.inference_mode()
+    def start(self, batch: NDArray[Any]) -> Callable[[], NDArray[np.float32]]:
+        """As :meth:`encode`, but a GPU is only told to: see :func:`sslpath.backbones.start`."""
         was_training = self.training
         self.eval()
         try:
             if self.trunk is not None:
                 device = self.centre.device
-                images = torch.from_numpy(np.ascontiguousarray(batch)).to(device)
                 low = resolve_precision("auto", self.config.arch, device) == torch.bfloat16
                 with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                    descriptors = self(images.permute(0, 3, 1, 2).float() / 255)
-                return np.asarray(descriptors.cpu().numpy())
+                    return start(self, batch, device)
             if batch.ndim != 2 or batch.shape[1] != self.config.feature_dim:
                 raise WeightsError(
                     f"This network takes features (n, {self.config.feature_dim}), not "
                     f"{batch.shape}: compute them with {self.config.encoder or self.config.arch}."
                 )
             x = torch.from_numpy(np.ascontiguousarray(batch, np.float32)).to(self.centre.device)
-            return np.asarray(self(x).cpu().numpy())
+            made = np.asarray(self(x).cpu().numpy())
+            return lambda: made
         finally:
             self.train(was_training)
 

@@ -13,8 +13,9 @@ from test_training import HEAD, QUICK, Painted, distance_ratio, some_tiles, spat
 
 from sslpath import training
 from sslpath.augment import ELSEWHERE, Augmentation, augment
+from sslpath.descriptors import compute, read_descriptors
 from sslpath.imagenet import random_encoder
-from sslpath.model import ModelConfig, contrastive_loss, load_model
+from sslpath.model import ModelConfig, SiameseNetwork, contrastive_loss, load_model
 from sslpath.runs import read_log, save_state
 from sslpath.training import train
 
@@ -68,6 +69,26 @@ def test_features_are_those_of_the_cpu(precision: str) -> None:
         (here * there).sum(axis=1) / np.linalg.norm(here, axis=1) / np.linalg.norm(there, axis=1)
     )
     assert alike.min() > (0.9999 if precision == "float32" else 0.99)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_descriptors_are_those_of_each_batch_alone(tmp_path: Path, workers: int) -> None:
+    """Where the next tiles travel while these are looked at, none get in the way of others."""
+    tiles = some_tiles(3)
+    encoder = random_encoder("resnet18", input_px=64, device=DEVICE)
+    network = SiameseNetwork(TRUNK).eval().to(DEVICE)
+    for name, one in (("encoder", encoder), ("network", network)):
+        compute(
+            tiles, one.start, Painted(), tmp_path / name, attrs={}, batch=16, workers=workers,
+            as_listed=True, progress=False,
+        )  # fmt: skip
+        found = read_descriptors(tmp_path / name, tiles)
+        for _, rows in tiles.groupby("slide_id"):
+            for first in range(0, len(rows), 16):
+                part = rows.iloc[first : first + 16]
+                alone = one.encode(Painted().read(part))
+                largest = np.abs(alone).max()
+                np.testing.assert_allclose(found[part.index], alone, atol=2e-3 * largest)
 
 
 def test_a_head_learns_as_on_the_cpu(tmp_path: Path) -> None:

@@ -450,6 +450,64 @@ def test_an_interrupted_run_keeps_whole_slides_and_no_half_file(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_an_encoder_may_answer_when_it_has_got_the_next_tiles(tmp_path, workers):
+    tiles = some_tiles({"a": 9, "b": 1, "c": 30})
+    asked, answered, ahead = [], [], []
+
+    def encode(images):
+        asked.append(len(images))
+
+        def answer():
+            ahead.append(len(asked) - len(answered))
+            answered.append(len(images))
+            return rgb_features(images)  # not before: the pixels have to be there still
+
+        return answer
+
+    run(tiles, tmp_path, encode=encode, workers=workers)
+    assert asked == answered
+    assert ahead == [2] * (len(asked) - 1) + [1]
+    assert_right(read_descriptors(tmp_path, tiles), tiles)
+
+
+@pytest.mark.parametrize("fails", ["when asked", "when it answers"])
+def test_an_encoder_that_answers_late_and_fails_costs_no_slide_before(tmp_path, fails):
+    tiles = some_tiles({"a": 4, "b": 6})
+    asked = []
+
+    def encode(images):
+        asked.append(len(images))
+        if len(asked) == 3 and fails == "when asked":
+            raise RuntimeError("out of memory")
+        bad = len(asked) == 3
+        return lambda: rgb_features(images) * (np.nan if bad else 1)
+
+    with pytest.raises((RuntimeError, DescriptorError), match=r"out of memory|NaN"):
+        run(tiles, tmp_path, encode=encode)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_tiles_are_read_square_by_square_and_written_as_they_are_listed(tmp_path):
+    y, x = (16 * np.indices((8, 8)) + 5).reshape(2, -1)
+    table = {"slide_id": "a", "x": x, "y": y, "size": 16, "slide_mpp": 0.5}
+    tiles = make_table(table, mpp=0.5, tile_px=8, source={})
+    seen = []
+
+    class Noting(PlainTiles):
+        def read(self, rows):
+            seen.append((np.ptp(rows["x"]) // 16 + 1, np.ptp(rows["y"]) // 16 + 1))
+            return super().read(rows)
+
+    for as_listed, spans in ((False, {(4, 4)}), (True, {(8, 2)})):
+        seen.clear()
+        folder = tmp_path / str(as_listed)
+        run(tiles, folder, Noting(), batch=16, as_listed=as_listed)
+        assert (set(seen), len(seen)) == (spans, 4)
+        np.testing.assert_array_equal(load_slide(folder / "a.h5").coords, np.stack([x, y], axis=1))
+        assert_right(read_descriptors(folder, tiles), tiles)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_tile_that_cannot_be_read_is_recorded_and_the_others_go_on(tmp_path, workers):
     tiles = some_tiles({"a": 5, "b": 3, "c": 2})
     failures = run(tiles, tmp_path, PlainTiles(bad=[1, 2, 8, 9]), workers=workers)

@@ -143,6 +143,7 @@ def test_features_are_the_same_each_time_and_whatever_the_batch(arch: str) -> No
     tiles = some_tiles(7)
     first = encoder.encode(tiles)
     np.testing.assert_array_equal(first, encoder.encode(tiles))
+    np.testing.assert_array_equal(first, encoder.start(tiles)())
     np.testing.assert_array_equal(first, random_encoder(arch, seed=3, input_px=64).encode(tiles))
     size = np.abs(first).max()
     tolerance = size * (0.02 if encoder.provenance["precision"] == "bfloat16" else 1e-4)
