@@ -121,8 +121,8 @@ def start(
 ) -> Callable[[], NDArray[np.float32]]:
     """Send tiles to a device and have a network look at them there.
 
-    A CPU has done so when this returns. A GPU has been told to, and goes on by itself: who sends
-    it the next tiles before he asks for what it made of these never lets it idle.
+    A CPU has done so when this returns. A GPU has been told to, and goes on by itself: it never
+    idles if the next tiles are sent before these features are asked for.
 
     Args:
         network: Turns images, float 0..1, ``(b, 3, h, w)``, into features ``(b, d)``.

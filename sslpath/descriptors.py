@@ -488,7 +488,7 @@ def _encoded(
                 late.append((read, last, made))
             else:
                 yield read, last, None if made is None else _checked(made, read)
-    except Exception:  # which costs nothing that was handed over before
+    except Exception:  # what was handed over before is not lost for it
         if late:
             yield fetched()
         raise
