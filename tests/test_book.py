@@ -1,5 +1,7 @@
 """The book's machinery: what must turn CI red does, and what readers run runs."""
 
+import ast
+import importlib.util
 import json
 import os
 import re
@@ -17,6 +19,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from IPython.core.inputtransformer2 import TransformerManager
 
 import sslpath
 from sslpath import book
@@ -423,6 +426,22 @@ def test_every_public_module_is_in_the_reference():
         m for m in inside if "phantom_" in m
     }
     assert listed >= inside - private
+
+
+def imported(source):
+    """Lines of code to the names that they import from the package: (module, name)."""
+    for node in ast.walk(ast.parse(TransformerManager().transform_cell(source))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sslpath"):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_what_a_chapter_imports_from_the_package_is_there(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for module, name in imported("\n".join(c.source for c in cells if c.cell_type == "code")):
+        here = importlib.import_module(module)
+        inside = hasattr(here, "__path__") and importlib.util.find_spec(f"{module}.{name}")
+        assert hasattr(here, name) or inside, f"{path.name} imports {name} from {module}"
 
 
 def test_what_chapters_quote_from_the_package_is_there() -> None:
