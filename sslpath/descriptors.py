@@ -11,12 +11,9 @@ But:
 
 import json
 import math
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
@@ -41,9 +38,9 @@ from sslpath.descriptor_files import (
     write_descriptors,
     write_failures,
 )
-from sslpath.errors import DescriptorError, SlideError, TileReadError
+from sslpath.errors import DescriptorError, SlideError
 from sslpath.files import only_one
-from sslpath.slots import Slots
+from sslpath.reading import FailedTile, Read, read_ahead
 from sslpath.sources import TileSource
 
 __all__ = [
@@ -58,10 +55,6 @@ __all__ = [
     "write_descriptors",
 ]
 
-_source: TileSource  # of a process that reads, and where it leaves pixels
-_slots: Slots
-
-FailedTile = tuple[str, int, int, str]  # slide, corner, why
 Descriptors = NDArray[np.float32]
 Encode = Callable[[NDArray[np.uint8]], Descriptors | Callable[[], Descriptors]]
 """Turns tiles (b, h, w, 3) into descriptors (b, d), or into a function that waits for them.
@@ -199,16 +192,6 @@ def _fits(slide: SlideDescriptors, slide_id: str, tiles: pd.DataFrame, path: Pat
             )
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Tiles of one slide read together, and those of them that could not be."""
-
-    slide_id: str
-    images: NDArray[np.uint8]
-    coords: NDArray[np.int64]
-    failures: list[FailedTile]
-
-
 class _Work(NamedTuple):
     """What is to be done with tiles; see :func:`compute`."""
 
@@ -328,7 +311,7 @@ def _compute(
     # A file is written while the encoder goes on with the next slide.
     with ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
-        for read, last, found in _encoded(encode, _read_ahead(jobs(), source, workers, shape)):
+        for read, last, found in _encoded(encode, read_ahead(jobs(), source, workers, shape)):
             if found is not None:
                 pending[read.slide_id].parts.append((found, read.coords))
             if last:
@@ -380,102 +363,13 @@ def _reusable(path: Path, provenance: str) -> SlideDescriptors | None:
     return slide if same else None
 
 
-def _read_ahead(
-    jobs: Iterable[tuple[str, pd.DataFrame, bool]],
-    source: TileSource,
-    workers: int,
-    shape: tuple[int, ...],
-) -> Iterator[tuple[_Batch, bool]]:
-    """Read the jobs in their order, with ``workers`` processes at most two batches each ahead.
-
-    The pixels of a batch, at most of ``shape``, hold until the one after the next is asked for.
-    """
-    if workers == 0:
-        for slide_id, rows, last in jobs:
-            yield _read(source, slide_id, rows), last
-        return
-    slots = Slots(2 * workers + 2, shape)
-    # Started afresh, since neither slides nor the threads of a numerical library survive a fork.
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _remember, (source, slots)
-    )
-    with pool, slots.pinned():
-        waiting: deque[tuple[Future[tuple[_Batch, int]], int, bool]] = deque()
-
-        def first() -> tuple[_Batch, bool]:
-            future, turn, last = waiting.popleft()
-            read, n = _result(future)
-            return replace(read, images=slots[turn][:n]), last
-
-        try:
-            for turn, (slide_id, rows, last) in enumerate(jobs):
-                waiting.append((pool.submit(_read_into, turn, slide_id, rows), turn, last))
-                if len(waiting) > 2 * workers:
-                    yield first()
-            pool.shutdown(wait=False)  # processes end as the last batches are looked at
-            while waiting:
-                yield first()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _remember(source: TileSource, slots: Slots) -> None:
-    """What a process that reads needs for all of its jobs."""
-    global _source, _slots
-    _source, _slots = source, slots
-
-
-def _read_into(turn: int, slide_id: str, rows: pd.DataFrame) -> tuple[_Batch, int]:
-    """Read tiles, leave their pixels in the slot, and say how many there are."""
-    read = _read(_source, slide_id, rows)
-    n = len(read.images)
-    if n:
-        _slots[turn][:n] = read.images
-    return replace(read, images=read.images[:0]), n
-
-
-def _result(future: "Future[tuple[_Batch, int]]") -> tuple[_Batch, int]:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise DescriptorError(
-            "A process that reads tiles died. Finished slides are kept: run again with workers=0 "
-            'to see why; a script must call compute() from under `if __name__ == "__main__"`.'
-        ) from error
-
-
-def _read(source: TileSource, slide_id: str, rows: pd.DataFrame) -> _Batch:
-    """Read tiles of one slide; if one of them is broken, each alone."""
-    coords = rows[["x", "y"]].to_numpy(np.int64)
-    images = np.empty((0, 1, 1, 3), np.uint8)
-    failures: list[FailedTile] = []
-    try:
-        if len(rows):
-            images = source.read(rows)
-        return _Batch(slide_id, images, coords, [])
-    except TileReadError:
-        good: list[NDArray[np.uint8]] = []
-        read = np.zeros(len(rows), bool)
-        for i, (x, y) in enumerate(coords.tolist()):
-            try:
-                good.append(source.read(rows.iloc[i : i + 1]))
-                read[i] = True
-            except SlideError as error:
-                failures.append((slide_id, x, y, str(error)))
-        images = np.concatenate(good) if good else images
-        return _Batch(slide_id, images, coords[read], failures)
-    except SlideError as error:  # the slide cannot be opened: so neither can its tiles
-        failures = [(slide_id, x, y, str(error)) for x, y in coords.tolist()]
-        return _Batch(slide_id, images, coords[:0], failures)
-
-
 def _encoded(
-    encode: Encode, batches: Iterator[tuple[_Batch, bool]]
-) -> Iterator[tuple[_Batch, bool, Descriptors | None]]:
+    encode: Encode, batches: Iterator[tuple[Read, bool]]
+) -> Iterator[tuple[Read, bool, Descriptors | None]]:
     """The batches with their descriptors, of which one that has to be waited for is a turn late."""
-    late: list[tuple[_Batch, bool, Callable[[], Descriptors]]] = []
+    late: list[tuple[Read, bool, Callable[[], Descriptors]]] = []
 
-    def fetched() -> tuple[_Batch, bool, Descriptors]:
+    def fetched() -> tuple[Read, bool, Descriptors]:
         read, last, wait = late.pop()
         return read, last, _checked(wait(), read)
 
@@ -496,7 +390,7 @@ def _encoded(
         yield fetched()
 
 
-def _checked(found: Descriptors, read: _Batch) -> Descriptors:
+def _checked(found: Descriptors, read: Read) -> Descriptors:
     features = np.asarray(found, np.float32)
     what = f"the descriptors of {read.slide_id!r}"
     check(features, read.coords, what, "the encoder: it must return finite floats (b, d)")
