@@ -147,20 +147,20 @@ class BookData:
         """Train a head on the features of the training tiles.
 
         Args:
-            run_dir: Where the run is kept; a temporary folder by default.
+            run_dir: Where the run is kept; by default it is not kept.
             changes: Settings of :class:`TrainConfig` or :class:`ModelConfig`.
         """
         training, model = self.configs(**changes)
-        folder = Path(run_dir or tempfile.mkdtemp(prefix="sslpath-"))
-        return train(
-            self.tiles,
-            training,
-            model,
-            folder,
-            features=self.features,
-            device="cpu",
-            progress=False,
-        )
+        with tempfile.TemporaryDirectory(prefix="sslpath-") as unkept:
+            return train(
+                self.tiles,
+                training,
+                model,
+                Path(run_dir or unkept),
+                features=self.features,
+                device="cpu",
+                progress=False,
+            )
 
 
 def open_data(data: str | None = None, profile: str | None = None) -> BookData:

@@ -19,6 +19,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -179,7 +180,10 @@ def execute(folder: Path, chapters: Sequence[Path], cell_s: int = CELL_S) -> boo
     # PyTorch's threads wait by spinning: beside one other busy process, training takes three times
     # as long. Passive waiting costs little and keeps measured times steady.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "SSLPATH_CHECKS": "pass"}
-    return subprocess.run(command, env=environment, check=False).returncode == 0
+    # A kernel that has started processes may be ended before it removes its temporary folder.
+    with tempfile.TemporaryDirectory() as scratch:
+        environment["TMPDIR"] = scratch
+        return subprocess.run(command, env=environment, check=False).returncode == 0
 
 
 def measured(folder: Path, chapters: Sequence[Path]) -> dict[str, float]:

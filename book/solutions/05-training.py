@@ -34,7 +34,7 @@ def collapsed(log):
 def undisturbed(config, reads):
     """Whether a run that was pulled out after some reads ends with the weights of `whole_run`."""
     # solution
-    folder = Path(tempfile.mkdtemp()) / "run"
+    folder = Path(tempfile.mkdtemp(dir=work)) / "run"
     try:
         source = PulledOut(data.source, reads)
         train(data.tiles, config, model, folder, source=source, **given)
