@@ -87,13 +87,18 @@ def neighbours(
     centre = some.mean(axis=0, dtype=np.float64).astype(np.float32)
     reach = max(np.abs(np.float64(ends) - centre).max() for ends in (least, greatest))
     scale = np.float32(1 if reach == 0 or 1e-3 < reach < 1e3 else reach)
-    together = max(1, min(QUERIES, PART // (4 * k)))
-    step = max(1, PART // max(x.shape[1], together))
+    together = max(1, min(QUERIES, PART // (4 * k), len(q)))
+    step = 1 << (max(1, PART // max(x.shape[1], together)).bit_length() - 1)
+    # Memory that is used again is much faster than new one.
+    table = np.empty((together, step), np.float32)
+    halves = np.empty((together, step // 2), np.float32)
+    block = np.empty((min(step, len(x)), x.shape[1] + 1), np.float32)
     for start in range(0, len(q), together):
         part = slice(start, start + together)
         asked, codes = q_order[part], query_code[part]
         # |q - x|^2 - |q|^2 = |x|^2 - 2 q.x as one product; |q|^2 does not change the order.
-        left = _prepared(q[asked], centre, scale)
+        left = np.empty((len(asked), q.shape[1] + 1), np.float32)
+        _prepared(q[asked], centre, scale, left)
         q2 = left[:, -1].copy()
         left *= np.float32(-2)
         left[:, -1] = 1
@@ -103,18 +108,21 @@ def neighbours(
             rows, theirs = x_order[first : first + step], database_code[first : first + step]
             # A table often lists its groups one after the other: rows that follow are not copied.
             follow = (np.diff(rows) == 1).all()
-            right = _prepared(x[rows[0] : rows[-1] + 1] if follow else x[rows], centre, scale)
+            these = x[rows[0] : rows[-1] + 1] if follow else x[rows]
+            right = _prepared(these, centre, scale, block[: len(rows)])
             longest = max(longest, float(right[:, -1].max()))
-            squared = left @ right.T
+            squared = table[: len(left)]
+            np.matmul(left, right.T, out=squared[:, : len(rows)])
+            squared[:, len(rows) :] = np.inf
             for code in np.intersect1d(codes, theirs):
                 own, cols = (np.searchsorted(of, [code, code + 1]) for of in (codes, theirs))
                 squared[slice(*own), slice(*cols)] = np.inf
-            bounds = _bounds(bounds, squared)
+            minima = _least_of_groups(squared, 4 * k, halves)
+            bounds = np.partition(np.concatenate([bounds, minima], axis=1), k - 1, axis=1)[:, :k]
             limit = bounds.max(axis=1) + _slack(q2, longest, q.shape[1])
             limit = np.minimum(limit, np.finfo(np.float32).max)
-            at = np.flatnonzero(squared <= limit[:, None])
-            row, col = np.divmod(at, len(rows))
-            near.add(row, rows[col], squared.ravel()[at])
+            row, col, values = _within(limit, squared, minima)
+            near.add(row, rows[col], values)
         near.fill(limit, asked, found, distances)
     return found, distances
 
@@ -188,10 +196,10 @@ def _check(
             "were they made by two encoders?"
         )
     # NaN and infinity are handed on by the least and the greatest.
-    step, none = max(1, PART // max(1, q.shape[1])), np.zeros((1, q.shape[1]), np.float32)
+    step, none = max(1, PART // 8 // max(1, q.shape[1])), np.zeros((1, q.shape[1]), np.float32)
     parts = [each[start : start + step] for each in (q, x) for start in range(0, len(each), step)]
-    least = np.min([part.min(axis=0) for part in parts or [none]], axis=0)
-    greatest = np.max([part.max(axis=0) for part in parts or [none]], axis=0)
+    ends = np.array([(part.min(axis=0), part.max(axis=0)) for part in parts or [none]])
+    least, greatest = ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)
     if not (np.abs([least, greatest]) < 1e37).all():
         raise DescriptorError(
             "Descriptors hold NaN, infinity or numbers beyond 1e37; compute them again."
@@ -200,10 +208,12 @@ def _check(
 
 
 def _prepared(
-    rows: NDArray[np.float32], centre: NDArray[np.float32], scale: np.float32
+    rows: NDArray[np.float32],
+    centre: NDArray[np.float32],
+    scale: np.float32,
+    prepared: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Rows less the centre, over the scale, and their squared lengths: (n, d + 1)."""
-    prepared = np.empty((len(rows), rows.shape[1] + 1), np.float32)
+    """Rows less the centre, over the scale, and their squared lengths: into (n, d + 1)."""
     near = np.subtract(rows, centre, out=prepared[:, :-1])
     if scale != 1:
         near /= scale
@@ -274,19 +284,38 @@ def _slack(q2: NDArray[Any], x2: float, d: int) -> NDArray[np.float32]:
     return np.asarray((d + 8) * (2.0**-23 * reach + 2.0**-147), np.float32)
 
 
-def _bounds(bounds: NDArray[np.float32], squared: NDArray[np.float32]) -> NDArray[np.float32]:
-    """For each row, k numbers, each of which another distance does not exceed: (b, k).
+def _least_of_groups(
+    squared: NDArray[np.float32], groups: int, halves: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The least of each group of columns, (b, g), with g at least ``groups`` where there are more.
 
-    The least of those so far and of the minima of groups of columns: far quicker than a partition
-    of all distances, and few more than k lie below the largest.
+    Column c is of group c modulo g. Of k groups' least, each is a distance, so that no more than
+    the k-th of them has to be looked at: far quicker than a partition of all distances.
+
+    Args:
+        squared: Shape (b, a power of two).
+        groups: How many groups are wanted.
+        halves: Memory to work in, (at least b, half as many columns).
     """
-    k = bounds.shape[1]
-    width = max(1, min(64, squared.shape[1] // (4 * k)))
-    whole = squared.shape[1] // width * width
-    # A group is every so-many-th column: NumPy takes the least of whole rows of memory faster.
-    minima = squared[:, :whole].reshape(len(squared), width, -1).min(axis=1)
-    both = np.concatenate([bounds, minima], axis=1)
-    return np.asarray(np.partition(both, k - 1, axis=1)[:, :k])
+    while squared.shape[1] >= 2 * groups:
+        half = squared.shape[1] // 2
+        out = halves[: len(squared), :half]
+        squared = np.minimum(squared[:, :half], squared[:, half:], out=out)
+    return squared
+
+
+def _within(
+    limit: NDArray[np.float32], squared: NDArray[np.float32], minima: NDArray[np.float32]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Row, column and value of what lies within the limit of its row, (m,) each.
+
+    Most groups of columns lie beyond it as a whole, by their ``minima``; only the others are
+    looked at.
+    """
+    row, group = np.nonzero(minima <= limit[:, None])
+    values = squared.reshape(len(squared), -1, minima.shape[1])[row, :, group]
+    at, member = np.nonzero(values <= limit[row, None])
+    return row[at], member * minima.shape[1] + group[at], values[at, member]
 
 
 def pair_distances(
@@ -294,7 +323,7 @@ def pair_distances(
 ) -> NDArray[np.float64]:
     """Euclidean distance of ``a[i]`` and ``b[j]``, pair by pair, in float64, (n,)."""
     distance = np.empty(len(i))
-    step = max(1, 2 * PART // a.shape[1])
+    step = max(1, PART // 8 // a.shape[1])  # 2 MB of float64, which the cache of one core holds
     for start in range(0, len(i), step):
         part = slice(start, start + step)
         difference = a[i[part]].astype(np.float64) - b[j[part]]
