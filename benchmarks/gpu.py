@@ -19,6 +19,7 @@ there are many: ``python -c "import gpu; gpu.main()"`` spares them that.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -52,8 +53,7 @@ def bare(model: ModelConfig, steps: int, device: str, compiled: bool) -> Rates:
     """Images a second of steps on random tensors."""
     batch = SLIDES * TILES
     network = SiameseNetwork(model).to(device).train()
-    if compiled and network.trunk is not None:
-        network.trunk.compile()
+    network.compiled = compiled
     images = torch.rand(batch, 3, TILE_PX, TILE_PX, device=device)
     near = torch.block_diag(*[torch.ones(8, 8)] * (batch // 8)).bool()
     near.fill_diagonal_(False)
@@ -137,7 +137,7 @@ def training(
 ) -> list[dict[str, Any]]:
     """Steps from slides, in turn with bare ones."""
     model, rows = ModelConfig(arch, trunk="scratch", input_px=TILE_PX), []
-    for tile_px, compiled in ((TILE_PX, False), (BLOCK_PX, False), (TILE_PX, True)):
+    for tile_px, compiled in itertools.product((TILE_PX, BLOCK_PX), (False, True)):
         tiles, _ = tile_slides(
             [Slide(path, mpp=MPP) for path in slides], mpp=MPP, tile_px=tile_px, progress=False
         )
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--slides", type=int, default=SLIDES, help="phantoms to learn from")
     options = parser.parse_args()
     phantoms = make_phantoms(options.work, options.slides, workers=min(options.workers, SLIDES))
-    large = [gigapixel(path, options.work / f"large_{path.stem}.tif") for path in phantoms[:3]]
+    large = [gigapixel(path, options.work / f"large_{path.stem}.tif") for path in phantoms[:6]]
     rows = descriptors(large, options.archs[0], options.device, options.workers)
     write_results(options.out, rows)
     for arch in options.archs:

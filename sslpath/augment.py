@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sslpath import backbones
+
 # Optical densities of haematoxylin, eosin and DAB (rows) in red, green and blue (columns);
 # A. C. Ruifrok and D. A. Johnston, Quantification of histochemical staining, 2001.
 HED = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
@@ -64,7 +66,11 @@ NONE = Augmentation(False, False, 0, 0, 0, 0, 0)
 
 
 def augment(
-    images: Tensor, generator: torch.Generator, settings: Augmentation | None = None
+    images: Tensor,
+    generator: torch.Generator,
+    settings: Augmentation | None = None,
+    *,
+    compiled: bool = False,
 ) -> Tensor:
     """Augment a batch of tiles.
 
@@ -72,6 +78,8 @@ def augment(
         images: uint8, shape ``(b, 3, h, w)``, RGB; square if ``settings.rotate``.
         generator: Source of randomness, on the CPU whatever the device of ``images``.
         settings: Strengths; by default those of :class:`Augmentation`.
+        compiled: Whether PyTorch compiles what becomes of colours, so that a GPU reads pixels twice
+            for it and not in each of a dozen steps; the same to rounding.
 
     Returns:
         float32 in 0..1, same shape and device.
@@ -90,11 +98,14 @@ def augment(
         if settings.blur:
             floats = defocus(floats, generator, settings.blur)
         if settings.stain or settings.stain_shift:
-            floats = stain_jitter(floats, generator, settings.stain, settings.stain_shift)
+            floats = stain_jitter(
+                floats, generator, settings.stain, settings.stain_shift, compiled=compiled
+            )
         if settings.brightness or settings.contrast or settings.saturation:
             floats = colour_jitter(
-                floats, generator, settings.brightness, settings.contrast, settings.saturation
-            )
+                floats, generator, settings.brightness, settings.contrast, settings.saturation,
+                compiled=compiled,
+            )  # fmt: skip
         return recompress(floats, generator, settings.jpeg) if settings.jpeg else floats
 
 
@@ -172,7 +183,12 @@ def recompress(images: Tensor, generator: torch.Generator, lowest: int) -> Tenso
 
 
 def stain_jitter(
-    images: Tensor, generator: torch.Generator, strength: float, shift: float
+    images: Tensor,
+    generator: torch.Generator,
+    strength: float,
+    shift: float,
+    *,
+    compiled: bool = False,
 ) -> Tensor:
     """Change the amounts of the stains in each tile.
 
@@ -181,17 +197,25 @@ def stain_jitter(
         generator: Source of randomness.
         strength: Amounts are scaled by factors in ``1 -+ strength``, one a tile and stain.
         shift: Amounts are shifted by up to this, weighted by each pixel's darkness.
+        compiled: See :func:`augment`.
     """
     basis = F.normalize(torch.tensor(HED), dim=1)
     scale = 1 + _symmetric(images, generator, strength, 3)
     offset = _symmetric(images, generator, shift, 3) @ basis * math.log(10)
-    # To amounts, scaled, and back to colours: one matrix a tile. All that follows is per pixel, and
-    # most of it in place, for on a CPU new memory costs more than the sums.
+    # To amounts, scaled, and back to colours: one matrix a tile. All that follows is per pixel.
     mix = torch.einsum("cs,bs,sd->bdc", torch.linalg.inv(basis), scale, basis)
-    mix, offset = _to_device_of(images, mix), _to_device_of(images, offset)
-    light = torch.bmm(mix, images.clamp(min=1 / 255).log_().flatten(2))
+    stained = backbones.compiled(_stained) if compiled else _stained
+    return stained(images, _to_device_of(images, mix), _to_device_of(images, offset))
+
+
+def _stained(images: Tensor, mix: Tensor, offset: Tensor) -> Tensor:
+    """Optical densities times ``mix`` ``(b, 3, 3)``, plus ``offset`` ``(b, 3)`` where it is dark.
+
+    Mostly in place, for on a CPU new memory costs more than the sums.
+    """
+    light = _mixed(mix, images.clamp(min=1 / 255).log_().flatten(2))
     darkness = images.flatten(2).mean(dim=1, keepdim=True).neg_().add_(1)
-    light.baddbmm_(offset[:, :, None], darkness, alpha=-1)
+    light = _mixed(-offset[:, :, None], darkness, light)
     return light.exp_().clamp_(max=1).view_as(images)
 
 
@@ -201,6 +225,8 @@ def colour_jitter(
     brightness: float,
     contrast: float,
     saturation: float,
+    *,
+    compiled: bool = False,
 ) -> Tensor:
     """Change brightness, contrast and saturation of each tile; floats in 0..1 in and out."""
     b, c, s = (
@@ -209,12 +235,30 @@ def colour_jitter(
     # Each change is linear in a pixel's colour, so all three are: one matrix a tile, and a grey.
     luma = torch.tensor(LUMA)
     tint = s[..., None] * torch.eye(3) + (1 - s[..., None]) * luma
-    mix, part = _to_device_of(images, (b * c)[..., None] * tint), b * (1 - c)
+    mix, part, luma = (
+        _to_device_of(images, drawn) for drawn in ((b * c)[..., None] * tint, b * (1 - c), luma)
+    )
+    coloured = backbones.compiled(_coloured) if compiled else _coloured
+    return coloured(images, mix, part, luma)
+
+
+def _coloured(images: Tensor, mix: Tensor, part: Tensor, luma: Tensor) -> Tensor:
+    """Colours times ``mix`` ``(b, 3, 3)``, and ``part`` ``(b, 1)`` of the tile's mean grey."""
     pixels = images.flatten(2)
-    grey = pixels.mean(dim=2) @ _to_device_of(images, luma)
-    grey = _to_device_of(images, part) * grey[:, None]
-    seen = torch.baddbmm(grey[..., None], mix, pixels)
-    return seen.clamp_(0, 1).view_as(images)
+    grey = part * (pixels.mean(dim=2) @ luma)[:, None]
+    return _mixed(mix, pixels, grey[..., None]).clamp_(0, 1).view_as(images)
+
+
+def _mixed(matrix: Tensor, colours: Tensor, plus: Tensor | None = None) -> Tensor:
+    """Each tile's colours times a matrix of its own, and ``plus``, whose memory may be used."""
+    if torch.compiler.is_compiling():  # sums, which are compiled into one with all about them
+        mixed = (matrix[..., None] * colours[:, None]).sum(dim=2)
+        return mixed if plus is None else mixed + plus
+    if plus is None:
+        return torch.bmm(matrix, colours)
+    if plus.shape[2] == colours.shape[2]:
+        return plus.baddbmm_(matrix, colours)
+    return torch.baddbmm(plus, matrix, colours)
 
 
 def _symmetric(images: Tensor, generator: torch.Generator, limit: float, count: int) -> Tensor:

@@ -116,6 +116,13 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+@cache
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function as PyTorch compiles it (``torch.compile``) when it is first called."""
+    faster: Callable[..., Tensor] = torch.compile(function)
+    return faster
+
+
 def start(
     network: Callable[[Tensor], Tensor], tiles: NDArray[np.uint8], device: torch.device
 ) -> Callable[[], NDArray[np.float32]]:

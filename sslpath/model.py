@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslpath.backbones import architecture, make_trunk, resolve_precision, start
+from sslpath.backbones import architecture, compiled, make_trunk, resolve_precision, start
 from sslpath.depths import Depths
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.files import atomic_path
@@ -98,6 +98,7 @@ class SiameseNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = None if config.trunk == "frozen" else make_trunk(config.arch)
+        self.compiled = False  # whether PyTorch compiles what turns tiles into features
         if self.trunk is not None:
             self.trunk.to(memory_format=torch.channels_last)
         d = config.feature_dim
@@ -173,7 +174,8 @@ class SiameseNetwork(nn.Module):
             Shape ``(b, descriptor_dim)``, of unit L2 length.
         """
         if self.trunk is not None:
-            x = self.trunk(prepare(x, self.config.input_px))
+            features = compiled(_features) if self.compiled else _features
+            x = features(self.trunk, x, self.config.input_px)
         if exchange is not None:
             x = exchange(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -214,6 +216,11 @@ class SiameseNetwork(nn.Module):
             return lambda: made
         finally:
             self.train(was_training)
+
+
+def _features(trunk: nn.Module, images: Tensor, input_px: int) -> Tensor:
+    """What a trunk sees in tiles."""
+    return cast("Tensor", trunk(prepare(images, input_px)))
 
 
 class Loss(NamedTuple):

@@ -104,8 +104,8 @@ def train(
         progress: Whether to draw a bar.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
         workers: Processes that read tiles; 0 reads in this one. Under ``torchrun``, of each.
-        compiled: Whether PyTorch compiles the trunk first (``torch.compile``). That takes time at
-            the start and changes weights by rounding.
+        compiled: Whether PyTorch compiles the trunk and the colours of augmentation first
+            (``torch.compile``). That takes time at the start and changes weights by rounding.
 
     Returns:
         The network, in evaluation mode, on ``device``.
@@ -145,8 +145,7 @@ def train(
         with torch.random.fork_rng(devices=devices), _threads(1 if devices else None):
             torch.manual_seed(config.seed)
             network = _start(model_config, encoder, known).to(where)
-            if compiled and network.trunk is not None:
-                network.trunk.compile()
+            network.compiled = compiled
             _loop(run, network, batches, known, config, ranks, workers, progress)
         if ranks.is_first:
             _warn_if_collapsed(run)
@@ -236,7 +235,7 @@ def _loop(
             x = batch.images
             if len(twins):
                 x = x[image.to(device, non_blocking=True)]
-            x = augment(x, generator, config.augmentation)
+            x = augment(x, generator, config.augmentation, compiled=network.compiled)
         with autocast_of(network, config.precision):
             descriptors = together(x, ranks.exchange(torch.from_numpy(batch.owners)[places]))
         near, far = batch.near, batch.far

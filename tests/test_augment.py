@@ -1,5 +1,6 @@
 """Augmentation: pixels move but do not change, white stays white, the same draw is the same."""
 
+import shutil
 from dataclasses import replace
 from io import BytesIO
 
@@ -129,6 +130,14 @@ def test_stain_jitter_scales_the_amount_of_each_stain_as_beer_and_lambert_have_i
         ]
     )
     torch.testing.assert_close(after, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles for a CPU with g++")
+def test_compiled_colours_are_the_same() -> None:
+    images = noise(8, 48)
+    each, compiled = (augment(images, seeded(2), compiled=c) for c in (False, True))
+    assert (each - images / 255).abs().mean() > 0.02
+    torch.testing.assert_close(compiled, each, atol=1e-5, rtol=0)
 
 
 def test_stain_jitter_is_what_is_said_of_it_step_by_step() -> None:

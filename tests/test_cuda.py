@@ -25,14 +25,15 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 TRUNK = ModelConfig("resnet18", trunk="scratch", input_px=32, hidden=32, descriptor_dim=16)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("settings", [Augmentation(), ELSEWHERE])
-def test_augmentation_is_that_of_the_cpu(settings: Augmentation) -> None:
+def test_augmentation_is_that_of_the_cpu(settings: Augmentation, compiled: bool) -> None:
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (32, 3, 48, 48), dtype=np.uint8))
     settings = replace(settings, jpeg=0)  # which turns rounding into other blocks
     here, there = (
-        augment(images.to(device), torch.Generator().manual_seed(3), settings)
-        for device in ("cpu", DEVICE)
+        augment(images.to(device), torch.Generator().manual_seed(3), settings, compiled=both)
+        for device, both in (("cpu", False), (DEVICE, compiled))
     )
     assert there.device.type == DEVICE
     assert torch.allclose(there.cpu(), here, atol=2e-3)
