@@ -147,13 +147,14 @@ def test_compiled(tmp_path: Path) -> None:
     found = []
     for compiled in (False, True):
         run = tmp_path / str(compiled)
-        config = replace(QUICK, steps=6, log_every=1, lr=1e-4, precision="float32")
+        # Few, for each step makes more of what rounding did in the one before.
+        config = replace(QUICK, steps=3, log_every=1, lr=1e-4, precision="float32")
         train(
             tiles, config, TRUNK, run, source=Painted(), device=DEVICE, compiled=compiled,
             progress=False,
         )  # fmt: skip
         found.append([line["loss"] for line in read_log(run)])
-    assert found[0] == pytest.approx(found[1], rel=0.05)
+    assert found[0] == pytest.approx(found[1], rel=0.02)
 
 
 def test_a_step_does_not_wait_for_the_gpu(tmp_path: Path) -> None:
