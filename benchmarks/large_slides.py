@@ -10,6 +10,17 @@ from sslpath.files import atomic_path
 MPP = 0.5
 
 
+def without_jpeg(phantom: Path, target: Path) -> Path:
+    """A phantom whose blocks are packed without loss (deflate)."""
+    if not target.exists():
+        with atomic_path(target) as temporary:
+            pyvips.Image.new_from_file(str(phantom)).tiffsave(
+                str(temporary), tile=True, pyramid=True, compression="deflate",
+                tile_width=256, tile_height=256, xres=1000 / MPP, yres=1000 / MPP, resunit="cm",
+            )  # fmt: skip
+    return target
+
+
 def gigapixel(phantom: Path, target: Path) -> Path:
     """A slide of more than a gigapixel, made of copies of a phantom."""
     if target.exists():

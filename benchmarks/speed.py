@@ -11,12 +11,14 @@ environments of their own, which are made in --work (some GB).
 - ``reading``: tiles of 224 px from a slide of a gigapixel in JPEG blocks, as TIFF and as SVS:
   `Slide.read` against the loop over OpenSlide's `read_region` that others have, tiffslide, libvips,
   TIAToolbox, LazySlide, histolab, and JPEG decoding alone. All pixels must be the same.
+  And a slide that is not in JPEG, which OpenSlide reads either way.
 - ``tissue``: that slide to its tissue, against CLAM's rule, TIAToolbox, LazySlide and histolab.
   Their masks differ, as their rules do.
 - ``descriptors``: from slides to files, against the same network on pixels that are there already,
   TIAToolbox and LazySlide.
 - ``training``: from slides, against bare steps of the same network on random tensors, the loop of
   tutorials (two forward passes a pair, float32), and lightly's SimCLR.
+- ``pairs``: pairs learned from, against that loop: of a batch, all that are near or far count.
 - ``retrieval``: ten nearest with the own slide left out, against FAISS (flat), scikit-learn and
   PyTorch.
 - ``index``: the index on disk against exact search, with its recall; then both as commands.
@@ -24,6 +26,7 @@ environments of their own, which are made in --work (some GB).
 """
 
 import argparse
+import logging
 import resource
 import statistics
 import subprocess
@@ -42,7 +45,7 @@ import numpy as np
 import pandas as pd
 import torch
 from distributed import LocalCluster
-from large_slides import gigapixel
+from large_slides import gigapixel, without_jpeg
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.decomposition import PCA
@@ -51,6 +54,7 @@ from sklearn.neighbors import NearestNeighbors
 from sslpath import handles
 from sslpath.augment import Augmentation, augment
 from sslpath.backbones import Precision, resolve_precision
+from sslpath.batches import Batches
 from sslpath.cluster import each
 from sslpath.datasets.phantom import make_phantom
 from sslpath.datasets.phantom_features import SHIPPED
@@ -71,6 +75,7 @@ from sslpath.training import autocast_of, train
 Way = Callable[[], Any]
 TURNS, READ_ROWS = 5, 8
 MPP, TILE_PX = 0.5, 224
+LEARNER = ModelConfig("resnet18", trunk="scratch", input_px=TILE_PX)
 NAMES = {
     "openslide": "OpenSlide loop", "openslide_cache": "OpenSlide loop, 128 MB cache",
     "sslpath": "sslpath", "tiffslide": "tiffslide",
@@ -90,6 +95,7 @@ PEERS = {
     "lightly": [("lightly", *TORCH)],
 }
 READING = ("tiatoolbox", "lazyslide", "histolab")
+PACKAGES = ("openslide", "openslide_cache", "sslpath", "tiffslide", "libvips", *READING)
 # Tiles, numbers of each, queries.
 SIZES = (
     (10_000, 128, 1000), (10_000, 2048, 1000), (100_000, 128, 1000), (100_000, 2048, 200),
@@ -219,13 +225,19 @@ def python_of(package: str, work: Path) -> Path | str:
 # Reading
 
 
-def reading(large: Path, work: Path, *, all_orders: bool) -> list[dict[str, Any]]:
+def reading(
+    large: Path,
+    work: Path,
+    what: str,
+    packages: tuple[str, ...] = PACKAGES,
+    *,
+    all_orders: bool = False,
+) -> list[dict[str, Any]]:
     """Tiles row by row; if ``all_orders`` in random order and by two processes, too.
 
     The slide is larger than all caches, and the tiles are, too: no turn finds what the last left.
     """
     rows = []
-    packages = ("openslide", "openslide_cache", "sslpath", "tiffslide", "libvips", *READING)
     width, height = Slide(large, mpp=MPP).dimensions
     corners = np.stack(np.mgrid[0 : height - TILE_PX : TILE_PX, 0 : width - TILE_PX : TILE_PX])
     corners = corners[::-1].reshape(2, -1).T  # x, y, row by row
@@ -242,9 +254,9 @@ def reading(large: Path, work: Path, *, all_orders: bool) -> list[dict[str, Any]
     for order, places in orders.items():
         ways: dict[str, Way] = {
             NAMES[one]: Worker(one, "reading", large, places, work)
-            for one in (*packages, "decoding")
+            for one in (*packages, *(["decoding"] if packages == PACKAGES else []))
         }
-        part = f"reading, {large.suffix[1:]}, {order}"
+        part = f"reading, {what}, {order}"
         rows += take_turns(part, ways, len(places), "tiles")
     if not all_orders:
         return rows
@@ -255,7 +267,7 @@ def reading(large: Path, work: Path, *, all_orders: bool) -> list[dict[str, Any]
         )
         for one in packages
     }
-    part = f"reading, {large.suffix[1:]}, two processes"
+    part = f"reading, {what}, two processes"
     return rows + take_turns(part, ways, len(together_px), "tiles")
 
 
@@ -315,52 +327,84 @@ def descriptors(slide: Path, work: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def training(slides: list[Path], work: Path, precision: Precision) -> list[dict[str, Any]]:
-    """Steps from slides on disk."""
+def learning(slides: list[Path], precision: Precision) -> tuple[pd.DataFrame, TrainConfig]:
+    """What is learned from, and how."""
     config = TrainConfig(
         near_tiles=2, far_tiles=6, steps=12, slides_per_batch=len(slides), tiles_per_slide=32,
         checkpoint_every=1000, precision=precision,
     )  # fmt: skip
-    model = ModelConfig("resnet18", trunk="scratch", input_px=TILE_PX)
-    tiles, _ = tile_slides(
-        [Slide(p, mpp=MPP) for p in slides], mpp=MPP, tile_px=TILE_PX, progress=False
-    )
-    source, batch = open_source(tiles), config.slides_per_batch * config.tiles_per_slide
-    folder = pictures(tiles.iloc[: 2 * batch], work / "pictures" / "tiles")
-    images = torch.rand(batch, 3, TILE_PX, TILE_PX)
+    opened = [Slide(path, mpp=MPP) for path in slides]
+    return tile_slides(opened, mpp=MPP, tile_px=TILE_PX, progress=False)[0], config
+
+
+def bare(config: TrainConfig, augmented: bool) -> None:
+    """Steps on random tensors."""
+    images, batch = random_images(config)
     near = torch.block_diag(*[torch.ones(8, 8)] * (batch // 8)).bool().fill_diagonal_(False)
-    halves = torch.arange(batch // 2) % 2 == 0
+    network, generator = SiameseNetwork(LEARNER).train(), torch.Generator().manual_seed(0)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    for _ in range(config.steps):
+        x = augment((images * 255).byte(), generator, Augmentation()) if augmented else images
+        with autocast_of(network, config.precision):
+            z = network(x)
+        step(optimiser, contrastive_loss(z, near, ~near, config.margin).total)
 
-    def bare(augmented: bool) -> None:
-        network, generator = SiameseNetwork(model).train(), torch.Generator().manual_seed(0)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
-        for _ in range(config.steps):
-            x = augment((images * 255).byte(), generator, Augmentation()) if augmented else images
-            with autocast_of(network, precision):
-                z = network(x)
-            step(optimiser, contrastive_loss(z, near, ~near, config.margin).total)
 
-    def tutorial() -> None:
-        network = SiameseNetwork(model).train().to(memory_format=torch.contiguous_format)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
-        for _ in range(config.steps):
-            one, other = network(images[: batch // 2]), network(images[batch // 2 :])
-            step(optimiser, pair_loss(one, other, halves, config.margin).total)
+def tutorial(config: TrainConfig) -> None:
+    """The loop of tutorials: two forward passes a pair."""
+    images, batch = random_images(config)
+    is_near = torch.arange(batch // 2) % 2 == 0
+    network = SiameseNetwork(LEARNER).train().to(memory_format=torch.contiguous_format)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    for _ in range(config.steps):
+        one, other = network(images[: batch // 2]), network(images[batch // 2 :])
+        step(optimiser, pair_loss(one, other, is_near, config.margin).total)
 
-    def whole() -> None:
-        with tempfile.TemporaryDirectory() as run:
-            train(tiles, config, model, run, source=source, device="cpu", progress=False)
 
+def random_images(config: TrainConfig) -> tuple[torch.Tensor, int]:
+    """A batch of no tiles, and how many there are."""
+    batch = config.slides_per_batch * config.tiles_per_slide
+    return torch.rand(batch, 3, TILE_PX, TILE_PX), batch
+
+
+def from_slides(tiles: pd.DataFrame, config: TrainConfig) -> None:
+    """As sslpath learns."""
+    with tempfile.TemporaryDirectory() as run:
+        train(
+            tiles, config, LEARNER, run, source=open_source(tiles), device="cpu", progress=False
+        )  # fmt: skip
+
+
+def training(slides: list[Path], work: Path, precision: Precision) -> list[dict[str, Any]]:
+    """Steps from slides on disk."""
+    tiles, config = learning(slides, precision)
+    batch = config.slides_per_batch * config.tiles_per_slide
     ways: dict[str, Way] = {
-        "bare steps": lambda: bare(False), "bare steps, augmented": lambda: bare(True),
-        "sslpath": whole,
-    }  # fmt: skip
+        "bare steps": partial(bare, config, False),
+        "bare steps, augmented": partial(bare, config, True),
+        "sslpath": partial(from_slides, tiles, config),
+    }
     if precision == "float32":
-        ways["tutorial loop"] = tutorial
+        ways["tutorial loop"] = partial(tutorial, config)
+        folder = pictures(tiles.iloc[: 2 * batch], work / "pictures" / "tiles")
         given = [batch, config.steps]
         ways["lightly"] = Worker("lightly", "training", folder.parent, given, work)
-    work_done = batch * config.steps
-    return take_turns(f"training, ResNet-18, {precision}", ways, work_done, "images", turns=3)
+    done = batch * config.steps
+    return take_turns(f"training, ResNet-18, {precision}", ways, done, "images", turns=3)
+
+
+def pairs(slides: list[Path]) -> list[dict[str, Any]]:
+    """Pairs that those steps learn from: in the loop of tutorials a tile has one partner."""
+    tiles, config = learning(slides, "float32")
+    batches = Batches(tiles, config, None)
+    each = [batches[i] for i in range(config.steps)]
+    ours = sum(int((one.near | one.far).sum()) // 2 for one in each)  # a mask holds a pair twice
+    theirs = config.steps * config.slides_per_batch * config.tiles_per_slide // 2
+    ways: dict[str, Way] = {
+        "tutorial loop": partial(tutorial, config), "sslpath": partial(from_slides, tiles, config)
+    }  # fmt: skip
+    part = "pairs, ResNet-18, float32"
+    return take_turns(part, ways, theirs, "pairs", {"sslpath": ours}, turns=3)
 
 
 def pictures(tiles: pd.DataFrame, folder: Path) -> Path:
@@ -563,7 +607,9 @@ def commands(
 def scheduled() -> list[dict[str, Any]]:
     """Jobs that do nothing, handed to workers of a Dask scheduler."""
     jobs = 2000
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+    ) as cluster:  # whose workers complain when it ends
 
         def hand_out() -> None:
             for _ in each(cluster.scheduler_address, abs, range(jobs)):
@@ -578,8 +624,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = (
-        *("reading-tif", "reading-svs", "tissue", "descriptors", "training", "retrieval"),
-        *("index", "scheduler"),
+        *("reading-tif", "reading-svs", "reading-other", "tissue", "descriptors", "training"),
+        *("pairs", "retrieval", "index", "scheduler"),
     )
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART")
     parser.add_argument("--work", type=Path, default=Path("out/speed"))
@@ -590,13 +636,18 @@ def main() -> None:
     phantoms = [make_phantom(work, f"phantom_{i}", seed=i) for i in range(2)]
     large = [gigapixel(phantoms[0], work / f"large.{ending}") for ending in ("tif", "svs")]
     do = {
-        "reading-tif": lambda: reading(large[0], work, all_orders=True),
-        "reading-svs": lambda: reading(large[1], work, all_orders=False),
+        "reading-tif": lambda: reading(large[0], work, "tif", all_orders=True),
+        "reading-svs": lambda: reading(large[1], work, "svs"),
+        "reading-other": lambda: reading(
+            without_jpeg(phantoms[0], work / "deflate.tif"), work, "tif without JPEG",
+            ("openslide", "sslpath"),
+        ),
         "tissue": lambda: tissue(large[0], work),
         "descriptors": lambda: descriptors(phantoms[0], work),
         "training": lambda: [
             one for how in precisions() for one in training(phantoms, work, how)
         ],
+        "pairs": lambda: pairs(phantoms),
         # Memory first: what other searches have freed would be taken again, unseen.
         "retrieval": lambda: memory_of_search()
         + [one for asked in SIZES for one in retrieval(*asked)],

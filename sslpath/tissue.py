@@ -17,13 +17,15 @@ But: it is made for H&E; and ink of the very colour of a stain, purple or magent
 blue ink is on some slides.
 """
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Pixel = TypeVar("Pixel", bound=np.generic)
+Value = TypeVar("Value", bound=np.generic)
 
 # Optical densities (natural logarithm).
 FAINT, STRONG, TEXTURE, WALL, DARK = 0.02, 0.15, 0.025, 0.015, 1.4
@@ -31,6 +33,8 @@ FAINT, STRONG, TEXTURE, WALL, DARK = 0.02, 0.15, 0.025, 0.015, 1.4
 SMOOTH_UM, WINDOW_UM, CLOSE_UM = 8.0, 56.0, 32.0
 INK_SMOOTH_UM, INK_WIDTH_UM, INK_MARGIN_UM = 16.0, 80.0, 40.0
 HOLE_UM2, SPECK_UM2 = 30_000.0, 10_000.0
+REACH_UM = 64.0  # how far from a pixel the farthest is that its stain, walls and ink depend on
+BAND_PX, THREADS = 256, 4
 
 
 def tissue_mask(thumbnail: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
@@ -49,44 +53,69 @@ def tissue_mask(thumbnail: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
         >>> bool(tissue_mask(image, 8.0)[32, 32]), bool(tissue_mask(image, 8.0)[4, 4])
         (True, False)
     """
-    density = optical_density(thumbnail)
-    ink = ink_mask(density, mpp)
-    mask = (_stained(density, mpp) | _walls(density, mpp)) & ~ink
-    mask = _without_small_holes(_close(mask, _pixels(CLOSE_UM, mpp)), HOLE_UM2 / mpp**2)
+    found, inky = _look(thumbnail, mpp)
+    ink = _strokes(inky, mpp)
+    mask = _close(found & ~ink, _pixels(CLOSE_UM, mpp))
+    mask = _without_small_holes(mask, HOLE_UM2 / mpp**2)
     return _without_small(mask & ~ink, SPECK_UM2 / mpp**2)
+
+
+def _look(thumbnail: NDArray[np.uint8], mpp: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where stain is, or walls of fat cells; and where a pixel has a colour of ink.
+
+    Band by band, which takes less memory and time; each sees as much of its neighbours as matters.
+    """
+    glass, margin = glass_colour(thumbnail), math.ceil(REACH_UM / mpp) + 4
+    found, inky = np.empty((2, *thumbnail.shape[:2]), bool)
+
+    def look(top: int) -> None:
+        first = max(0, top - margin)
+        density = optical_density(thumbnail[first : top + BAND_PX + margin], glass)
+        band, own = slice(top, top + BAND_PX), slice(top - first, top - first + BAND_PX)
+        found[band] = (_stained(density, mpp) | _walls(density, mpp))[own]
+        inky[band] = _inky(density, mpp)[own]
+
+    # Threads, for NumPy and SciPy let each other go on.
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(look, range(0, len(thumbnail), BAND_PX)))
+    return found, inky
 
 
 def _stained(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
     """Where stain is strong, or faint but textured."""
-    smooth = ndimage.gaussian_filter(density, (SMOOTH_UM / mpp, SMOOTH_UM / mpp, 0))
+    smooth = _smooth(_planes(density), SMOOTH_UM / mpp)
     stain = _stain(smooth)
-    texture = _local_spread(smooth[..., 1], _pixels(WINDOW_UM, mpp))
+    texture = _local_spread(smooth[1], _pixels(WINDOW_UM, mpp))
     return np.asarray((stain > STRONG) | ((stain > FAINT) & (texture > TEXTURE)))
 
 
 def _walls(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
     """Where walls of fat cells cross the glass: fine lines, thinner than a pixel, of stain."""
-    width = _pixels(WINDOW_UM, mpp)
-    texture = _local_spread(density[..., 1], width)
-    coloured = _local_spread(_stain(density), width)
+    width, planes = _pixels(WINDOW_UM, mpp), _planes(density)
+    texture = _local_spread(planes[1], width)
+    coloured = _local_spread(_stain(planes), width)
     near = (texture > WALL) & (coloured > WALL / 3) & (coloured > texture / 5)
     # A window sees a wall from half its width away: step back by as much.
     return np.asarray(ndimage.minimum_filter(near, width, mode="nearest"))
 
 
-def _stain(density: NDArray[np.float32]) -> NDArray[np.float32]:
+def _stain(planes: NDArray[np.float32]) -> NDArray[np.float32]:
     """Absorption of green beyond the mean of red and blue: zero for all that is grey."""
-    red, green, blue = np.moveaxis(density, -1, 0)
+    red, green, blue = planes
     return np.asarray(green - (red + blue) / 2)
 
 
-def optical_density(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def optical_density(
+    image: NDArray[np.uint8], glass: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Light absorbed by each pixel relative to the glass, ``-ln(I / glass)``, at least 0.
 
-    Shape ``(h, w, 3)`` as the image.
+    Shape ``(h, w, 3)`` as the image. The glass is that of :func:`glass_colour` unless given.
     """
-    light = np.maximum(image, 1).astype(np.float32) / glass_colour(image)
-    return np.asarray(np.maximum(-np.log(light), 0))
+    light = np.maximum(_planes(image), 1).astype(np.float32)
+    light /= (glass_colour(image) if glass is None else glass)[:, None, None]
+    density = np.negative(np.log(light, out=light), out=light)
+    return np.moveaxis(np.maximum(density, 0, out=density), 0, -1)
 
 
 def glass_colour(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -95,13 +124,13 @@ def glass_colour(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     Pure white is passed over if there is anything else, for it fills what was not scanned. Where
     nothing is bright and smooth, all is tissue, and its brightest gaps have to do.
     """
-    green = image[..., 1]
-    spread = ndimage.maximum_filter(green, 5) - ndimage.minimum_filter(green, 5)
-    darkest = _least(image)
+    planes = _planes(image)
+    spread = ndimage.maximum_filter(planes[1], 5) - ndimage.minimum_filter(planes[1], 5)
+    darkest = planes.min(axis=0)
     bright = (spread < 12) & (darkest > 150)
     for candidates in (bright & (darkest < 254), bright):
         if candidates.mean() > 0.01:
-            return np.asarray(np.median(image[candidates], axis=0), np.float32)
+            return np.asarray(np.median(planes[:, candidates], axis=1), np.float32)
     return np.asarray(np.maximum(np.percentile(image, 99.5, axis=(0, 1)), 220), np.float32)
 
 
@@ -112,19 +141,27 @@ def ink_mask(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
         density: Optical density, shape ``(h, w, 3)``.
         mpp: um per pixel.
     """
-    sigma = INK_SMOOTH_UM / mpp
-    smooth = ndimage.gaussian_filter(density, (sigma, sigma, 0))
-    red, green, blue = np.moveaxis(smooth, -1, 0)
-    least, most = _least(smooth), -_least(-smooth)
+    return _strokes(_inky(density, mpp), mpp)
+
+
+def _inky(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    """Where the colour is one of ink."""
+    smooth = _smooth(_planes(density), INK_SMOOTH_UM / mpp)
+    red, green, blue = smooth
+    least, most = smooth.min(axis=0), smooth.max(axis=0)
     green_ink = (red > 0.25) & (red > 1.25 * green)
     blue_ink = (red > 0.4) & (red > 0.95 * green) & (blue < 0.4 * red)
     red_ink = (green > 0.6) & (red < 0.3 * green) & (blue > 0.7 * green)
     black_ink = (least > 0.7) & (least > 0.7 * most)
     dark = (red + green + blue) / 3
     dark_ink = (dark > DARK) | ((dark > 0.8 * DARK) & (red > green))
-    ink = green_ink | blue_ink | red_ink | black_ink | dark_ink
+    return np.asarray(green_ink | blue_ink | red_ink | black_ink | dark_ink)
+
+
+def _strokes(ink: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+    """The strokes of a pen in what has its colour, with a margin."""
     if not ink.any():
-        return np.asarray(ink)
+        return ink
     # A stroke is broad somewhere; its thin ends are kept because they hang together with that.
     broad = ndimage.minimum_filter(ink, _pixels(INK_WIDTH_UM, mpp), mode="nearest")
     labels, count = ndimage.label(ink)
@@ -173,17 +210,25 @@ def _pixels(length_um: float, mpp: float) -> int:
     return max(3, 2 * round((length_um / mpp - 1) / 2) + 1)
 
 
-def _least(image: NDArray[Pixel]) -> NDArray[Pixel]:
-    """The least of the three channels; far quicker than ``image.min(-1)``."""
-    red, green, blue = np.moveaxis(image, -1, 0)
-    return np.asarray(np.minimum(np.minimum(red, green), blue))
+def _planes(image: NDArray[Value]) -> NDArray[Value]:
+    """Colour by colour, ``(3, h, w)``, as NumPy and SciPy are quickest with."""
+    return np.ascontiguousarray(np.moveaxis(image, -1, 0))
+
+
+def _smooth(planes: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Each colour blurred by a Gaussian."""
+    smooth = np.empty_like(planes)
+    for plane, blurred in zip(planes, smooth, strict=True):
+        ndimage.gaussian_filter(plane, sigma, output=blurred)
+    return smooth
 
 
 def _local_spread(values: NDArray[np.float32], width: int) -> NDArray[np.float32]:
     """Standard deviation in a square window."""
     mean = ndimage.uniform_filter(values, width)
-    variance = ndimage.uniform_filter(values**2, width) - mean**2
-    return np.asarray(np.sqrt(np.maximum(variance, 0)))
+    variance = ndimage.uniform_filter(values**2, width)
+    variance -= np.square(mean, out=mean)
+    return np.asarray(np.sqrt(np.maximum(variance, 0, out=variance), out=variance))
 
 
 def _close(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:

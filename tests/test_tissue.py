@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.spatial import cKDTree
 
+from sslpath import tissue
 from sslpath.convert import convert
 from sslpath.slides import Slide
 from sslpath.tissue import glass_colour, ink_mask, optical_density, tissue_fraction, tissue_mask
@@ -148,6 +149,25 @@ def test_the_glass_is_that_of_this_slide_not_white() -> None:
     pink = noisy(textured(STROMA) * np.array([0.93, 0.88, 0.94]))
     assert glass_colour(pink) == pytest.approx(np.array(GLASS) * [0.93, 0.88, 0.94], abs=2.5)
     assert (tissue_mask(pink, MPP) == tissue_mask(textured(STROMA), MPP)).mean() > 0.99
+
+
+@pytest.mark.parametrize("mpp", [2.0, MPP, 60.0])
+def test_the_bands_in_which_a_slide_is_looked_at_do_not_show(
+    monkeypatch: pytest.MonkeyPatch, mpp: float
+) -> None:
+    field = gaussian_filter(np.random.default_rng(2).normal(size=(200, 130, 1)), (4, 4, 0))
+    amount = 0.1 * np.maximum(field / field.std() - 0.8, 0)
+    image = (GLASS * np.exp(np.log(np.array(STROMA) / GLASS) * amount)).astype(np.uint8)
+    image, _ = draw_pen(image, INKS["blue"], 16.0, False)
+    seen = []
+    for rows in (10_000, 60, 7):
+        monkeypatch.setattr(tissue, "BAND_PX", rows)
+        seen.append(tissue._look(image, mpp))
+    for found, inky in seen:
+        assert 0.1 < found.mean() < 0.95
+        assert 0.02 < inky.mean() < 0.5
+        assert np.array_equal(found, seen[0][0])
+        assert np.array_equal(inky, seen[0][1])
 
 
 def test_real_tissue_fills_the_share_of_the_slide_that_one_sees(

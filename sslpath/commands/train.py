@@ -114,8 +114,8 @@ def add(commands: "Commands") -> None:
     p.add_argument(
         "--compile",
         action="store_true",
-        help="compile a trunk that learns before it does (torch.compile): slower to start; on one "
-        "GPU a ResNet-50 then learned a sixth faster, a ResNet-18 did not (page on speed)",
+        help="compile a trunk that learns, and augmentation (torch.compile): slower to start; on "
+        "one GPU a ResNet-50 then learned two fifths faster (page on speed)",
     )
 
 
