@@ -105,7 +105,8 @@ def train(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
         workers: Processes that read tiles; 0 reads in this one. Under ``torchrun``, of each.
         compiled: Whether PyTorch compiles the trunk and the colours of augmentation first
-            (``torch.compile``). That takes time at the start and changes weights by rounding.
+            (``torch.compile``). That takes time at the start and changes weights by rounding; a
+            trunk that has dropout of its own draws it otherwise.
 
     Returns:
         The network, in evaluation mode, on ``device``.

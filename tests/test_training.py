@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import signal
 import time
 import warnings
@@ -162,6 +163,20 @@ def test_a_fine_tuned_trunk_answers_as_it_did_before_it_learns(tmp_path: Path) -
     with torch.no_grad():
         while_learning, after = network.train().trunk(images), network.eval().trunk(images)
     torch.testing.assert_close(while_learning, after)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles for a CPU with g++")
+def test_compiled_steps_are_the_same_to_rounding(tmp_path: Path) -> None:
+    config = replace(QUICK, steps=2, tiles_per_slide=8, log_every=1, lr=1e-4, precision="float32")
+    found = []
+    for compiled in (False, True):
+        run = tmp_path / str(compiled)
+        train(
+            some_tiles(), config, PIXELS, run, source=Painted(), compiled=compiled, progress=False
+        )  # fmt: skip
+        found.append([line["loss"] for line in read_log(run)])
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-2)  # Adam makes more of rounding
 
 
 def test_a_scratch_trunk_learns_to_tell_far_from_near_by_pixels(tmp_path: Path) -> None:
