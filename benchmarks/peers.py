@@ -5,7 +5,7 @@
 It prepares, prints "ready", and does the work each time that it reads a line, saying "done" after
 it. If the line names a file, what came out is stored there.
 
-- ``reading``: the tiles of 224 px at the places given, of level 0.
+- ``reading``: the tiles of 224 px at the places given, of level 0, one after the other.
 - ``tissue``: a slide to the mask or outline of its tissue, and, of sslpath and LazySlide, the grid.
 - ``descriptors``: all tiles of the slide through a ResNet-18 of random weights, stored.
 - ``training``: steps of SimCLR on a folder of tiles (SLIDE), as many as PLACES says.
@@ -14,7 +14,8 @@ it. If the line names a file, what came out is stored there.
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def openslide_cache(part: str, slide: Path, places: Any) -> Callable[[], Any]:
 def loop(opened: Any, places: Any) -> Callable[[], Any]:
     """Tile by tile."""
     size = (TILE_PX, TILE_PX)
-    return lambda: [
+    return lambda: (
         np.array(opened.read_region((int(x), int(y)), 0, size).convert("RGB")) for x, y in places
-    ]
+    )
 
 
 def sslpath(part: str, slide: Path, places: Any) -> Callable[[], Any]:
@@ -61,7 +62,7 @@ def sslpath(part: str, slide: Path, places: Any) -> Callable[[], Any]:
 
         return grid
     opened = Slide(slide, mpp=MPP)
-    return lambda: [opened.read(int(x), int(y), TILE_PX, MPP) for x, y in places]
+    return lambda: (opened.read(int(x), int(y), TILE_PX, MPP) for x, y in places)
 
 
 def tiffslide(part: str, slide: Path, places: Any) -> Callable[[], Any]:
@@ -81,7 +82,7 @@ def libvips(part: str, slide: Path, places: Any) -> Callable[[], Any]:
         data = pyvips.Region.new(image).fetch(x, y, *size)
         return np.frombuffer(data, np.uint8).reshape(*size, -1)
 
-    return lambda: [tile(int(x), int(y)) for x, y in places]
+    return lambda: (tile(int(x), int(y)) for x, y in places)
 
 
 def decoding(part: str, slide: Path, places: Any) -> Callable[[], Any]:
@@ -93,11 +94,13 @@ def decoding(part: str, slide: Path, places: Any) -> Callable[[], Any]:
         page = tiff.pages[0]
         tables = page.tags["JPEGTables"].value[:-2] if "JPEGTables" in page.tags else b"\xff\xd8"
         count = round(len(places) * TILE_PX**2 / (page.tilewidth * page.tilelength))
+        # The same memory for all: new memory would take its own time.
+        pixels = np.empty((page.tilelength, page.tilewidth, 3), np.uint8)
         blocks = []
         for offset, length in zip(page.dataoffsets[:count], page.databytecounts, strict=False):
             file.seek(offset)
             blocks.append(tables + file.read(length)[2:])
-    return lambda: [simplejpeg.decode_jpeg(block) for block in blocks]
+    return lambda: (simplejpeg.decode_jpeg(block, buffer=pixels) for block in blocks)
 
 
 def tiatoolbox(part: str, slide: Path, places: Any) -> Callable[[], Any]:
@@ -110,7 +113,7 @@ def tiatoolbox(part: str, slide: Path, places: Any) -> Callable[[], Any]:
     reader = opened()
     if part == "reading":
         size = (TILE_PX, TILE_PX)
-        return lambda: [reader.read_rect((int(x), int(y)), size) for x, y in places]
+        return lambda: (reader.read_rect((int(x), int(y)), size) for x, y in places)
     if part == "tissue":
 
         def mask() -> Any:
@@ -153,7 +156,7 @@ def lazyslide(part: str, slide: Path, places: Any) -> Callable[[], Any]:
     if part == "reading":
         reader = opened().reader
         size = (TILE_PX, TILE_PX)
-        return lambda: [np.asarray(reader.get_region(int(x), int(y), *size)) for x, y in places]
+        return lambda: (np.asarray(reader.get_region(int(x), int(y), *size)) for x, y in places)
     if part == "tissue":
 
         def outline() -> Any:
@@ -198,10 +201,10 @@ def histolab(part: str, slide: Path, places: Any) -> Callable[[], Any]:
     if part == "reading":
         boxes = [CoordinatePair(x, y, x + TILE_PX, y + TILE_PX) for x, y in places.tolist()]
         size = (TILE_PX, TILE_PX)
-        return lambda: [
+        return lambda: (
             np.asarray(opened.extract_tile(box, size, level=0).image.convert("RGB"))
             for box in boxes
-        ]
+        )
     return lambda: TissueMask()(Slide(slide, processed_path=tempfile.mkdtemp()))
 
 
@@ -272,7 +275,9 @@ def main() -> None:
     for line in sys.stdin:
         result = work()
         if line.strip():
-            np.save(line.strip(), np.asarray(result))
+            np.save(line.strip(), list(result) if isinstance(result, Iterator) else result)
+        elif isinstance(result, Iterator):
+            deque(result, maxlen=0)  # each tile is dropped when the next is read
         print("done", file=said, flush=True)
 
 
