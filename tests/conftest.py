@@ -1,5 +1,6 @@
 """Fixtures for all tests: the optional folder of real data, and small synthetic slides."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,17 @@ import pyvips
 import tifffile
 from numpy.typing import NDArray
 
+# Headers for what PyTorch compiles, which would stay in the folder of temporary files.
+os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
+
 MPP = 0.5
 GLASS, STROMA, NUCLEUS = (243, 241, 244), (222, 150, 190), (95, 60, 135)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_code(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What PyTorch compiles goes when the tests end; it would keep hundreds of megabytes."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(scope="session")
