@@ -78,8 +78,8 @@ def augment(
         images: uint8, shape ``(b, 3, h, w)``, RGB; square if ``settings.rotate``.
         generator: Source of randomness, on the CPU whatever the device of ``images``.
         settings: Strengths; by default those of :class:`Augmentation`.
-        compiled: Whether PyTorch compiles what becomes of colours, so that a GPU reads pixels twice
-            for it and not in each of a dozen steps; the same to rounding.
+        compiled: Whether PyTorch compiles what becomes of colours, so that a GPU goes through the
+            pixels fewer times; the same to rounding.
 
     Returns:
         float32 in 0..1, same shape and device.
