@@ -1,41 +1,101 @@
-"""Outlines drawn by pathologists: ASAP XML (Camelyon) and GeoJSON (QuPath), in level-0 px.
+"""Outlines drawn by pathologists: what they are called, and what counts as tumour.
 
-Which outline means what is told by its name, the ASAP group or the GeoJSON class:
+What an outline means is told by its name: its class in QuPath, its group in ASAP.
 
-| name (case does not matter) | meaning |
+| name (capitals do not matter) | read as |
 | --- | --- |
-| ``_0``, ``_1``; ``tumor...``, ``tumour...``, ``metastas...`` | tumour |
-| ``_2``; ``exclu...``, ``ignore...`` | cut out: neither tumour nor normal |
-| any other | a region, such as ``stroma``: normal where it is not tumour |
+| a word for tumour (``tumor``, ``metastases``, ``carcinoma`` ...), alone or with words such as \
+``invasive``, ``grade 2``, ``region``; ``_0``, ``_1`` (Camelyon16) | ``tumour`` |
+| ``normal``, ``negative``, ``benign``, ``healthy``, also with words such as ``tissue`` | \
+``normal``: not tumour, also where it is drawn inside a tumour |
+| ``_2`` (Camelyon16); ``exclu...``, ``ignore...``, ``cut-out``, ``hole`` | ``cut out``: neither \
+tumour nor normal |
+| any other, such as ``stroma`` or ``tumour-free tissue`` | ``region``: normal where no tumour is \
+drawn |
 
-But: only areas count. Points and lines are passed over, splines and rectangles of ASAP are read
-as the polygons of their points.
+Of a derived class of QuPath, such as ``Tumor: Positive``, the base class counts. A group of ASAP
+that means nothing by itself means what the group around it means. Names of tumour can be given
+instead (``--tumour`` on the command line, ``tumour=`` in Python): then these alone mean tumour.
+
+How files are read stands in :mod:`sslpath.outlines`.
 """
 
-import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from xml.etree.ElementTree import Element, ParseError
+from typing import Literal
 
-import defusedxml
-import defusedxml.ElementTree
 import numpy as np
 import shapely
-from numpy.typing import ArrayLike, NDArray
 from shapely.geometry.base import BaseGeometry
 
 from sslpath.errors import AnnotationError
 from sslpath.files import write_json
+from sslpath.outlines import areas_only, read_outlines
+from sslpath.slide_files import same
+from sslpath.slides import SUFFIXES
 
-TUMOUR = re.compile(r"_0$|_1$|tumou?r|metastas", re.IGNORECASE)
-EXCLUDED = re.compile(r"_2$|exclu|ignore", re.IGNORECASE)
-UNNAMED = "unnamed"
-EMPTY = shapely.MultiPolygon()
+Reading = Literal["tumour", "normal", "cut out", "region"]
+
+TUMOUR_WORD = re.compile(
+    r"tumou?rs?\d*|tumou?ral|metasta\w*|cancers?|cancerous|(adeno)?carcinomas?|malignan\w*"
+)
+# Words that leave the meaning of the word beside them as it is.
+NEUTRAL_WORD = re.compile(
+    r"invasive|infiltrating|primary|viable|solid|macro|micro|large|small|main|grade|pattern|stage|"
+    r"type|class|area|areas|region|regions|nests?|cells?|tissue|epitheli\w+|annotation|outline|roi|"
+    r"high|low|left|right|upper|lower|positive|ductal|lobular|squamous|g?\d+|[a-z]|i+v?|lymphoid|"
+    r"lymph|node|gland|glands|mucosa"
+)
+NORMAL_WORD = re.compile(r"normal|negative|benign|healthy")
+CUT_OUT = re.compile(r"exclu|ignor|cut-?outs?\b|holes?\b")
+CAMELYON: dict[str, Reading] = {"_0": "tumour", "_1": "tumour", "_2": "cut out"}
+MENTIONS_TUMOUR = re.compile(r"tumou?r|metasta|cancer|carcinom|malignan")
+ENDINGS = (".xml", ".geojson", ".json")
+
+
+def reading_of(name: str, tumour: Collection[str] = (), within: Sequence[str] = ()) -> Reading:
+    """What an outline of this name is read as; the table is in the module's docstring.
+
+    Args:
+        name: A class of QuPath or a group of ASAP.
+        tumour: The names that mean tumour, whole or as a base class; the default rule if empty.
+        within: Groups that the group lies in, the nearest first.
+
+    Example:
+        >>> [reading_of(name) for name in ("Tumor: Positive", "Tumor-free stroma", "Ignore*")]
+        ['tumour', 'region', 'cut out']
+        >>> reading_of("Lesion", tumour=["lesion"])
+        'tumour'
+    """
+    mine = {same(one) for one in tumour}
+    for one in (name, *within):
+        whole = same(one)
+        base = whole.split(":")[0].strip()
+        if mine and (whole in mine or base in mine):
+            return "tumour"
+        found = _default_reading(base)
+        if found not in ("region", "tumour" if mine else ""):
+            return found
+    return "region"
+
+
+def _default_reading(name: str) -> Reading:
+    if name in CAMELYON:
+        return CAMELYON[name]
+    if CUT_OUT.match(name):
+        return "cut out"
+    words = re.findall(r"[^\W_]+", name)
+    marked = [word for word in words if not NEUTRAL_WORD.fullmatch(word)]
+    if marked and all(TUMOUR_WORD.fullmatch(word) for word in marked):
+        return "tumour"
+    if marked and all(NORMAL_WORD.fullmatch(word) for word in marked):
+        return "normal"
+    return "region"
 
 
 @dataclass(frozen=True)
@@ -47,6 +107,9 @@ class Annotations:
     Attributes:
         regions: Area by name, as drawn; areas of two names may overlap.
         path: The file they come from, for messages.
+        readings: What each name is read as; by the default rule where it is not given.
+        groups: Names of groups of ASAP around the groups of the outlines.
+        notes: What was left out in reading the file.
 
     Example:
         >>> square = shapely.box(0, 0, 10, 10)
@@ -57,73 +120,138 @@ class Annotations:
 
     regions: Mapping[str, BaseGeometry] = field(default_factory=dict)
     path: str = "annotations"
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def holds_no_area(self) -> bool:
+        """Whether the file holds something, such as points, but no area: it labels no tile."""
+        return bool(self.notes) and not self.regions
+
+    def reading(self, name: str) -> Reading:
+        """What a name is read as."""
+        return self.readings.get(name) or reading_of(name)
+
+    def _read_as(self, reading: Reading) -> BaseGeometry:
+        drawn = [area for name, area in self.regions.items() if self.reading(name) == reading]
+        return areas_only(shapely.union_all(drawn))
 
     @cached_property
     def tumour(self) -> BaseGeometry:
-        """The union of all tumour regions, less what is excluded."""
-        drawn = [area for name, area in self.regions.items() if TUMOUR.match(name)]
-        return areas_only(shapely.difference(shapely.union_all(drawn), self.excluded))
+        """The union of all tumour regions, less what is cut out or is normal tissue inside them.
+
+        An outline of normal tissue around a whole tumour takes nothing away: the inner one counts.
+        """
+        normal = shapely.get_parts(self._read_as("normal"))
+        left = [
+            shapely.difference(part, shapely.union_all(normal[~shapely.covers(normal, part)]))
+            for part in shapely.get_parts(self._read_as("tumour"))
+        ]
+        return areas_only(shapely.difference(shapely.union_all(left), self.excluded))
 
     @cached_property
     def excluded(self) -> BaseGeometry:
         """The union of all regions that are cut out."""
-        drawn = [area for name, area in self.regions.items() if EXCLUDED.match(name)]
-        return areas_only(shapely.union_all(drawn))
+        return self._read_as("cut out")
 
     @property
     def kinds(self) -> dict[str, BaseGeometry]:
         """The regions that name a kind of tissue: all but the excluded."""
-        return {name: area for name, area in self.regions.items() if not EXCLUDED.match(name)}
+        return {n: area for n, area in self.regions.items() if self.reading(n) != "cut out"}
+
+    def moved(self, x: float, y: float) -> "Annotations":
+        """The same outlines, further right by ``x`` and further down by ``y`` level-0 px."""
+        regions = {
+            name: shapely.transform(area, lambda points: points + np.array([x, y]))
+            for name, area in self.regions.items()
+        }
+        return replace(self, regions=regions)
 
 
-def read_annotations(path: str | Path) -> Annotations:
-    """Read ASAP ``.xml`` or ``.geojson`` / ``.json``.
+def read_annotations(path: str | Path, tumour: Collection[str] = ()) -> Annotations:
+    """Read ASAP ``.xml`` or ``.geojson`` / ``.json``, also packed as ``.gz``.
 
-    Polygons that cross themselves are repaired (as shapely's ``make_valid`` does); those of fewer
-    than 3 different points have no area and are left out with a warning.
+    Polygons that cross themselves are repaired: what they wind around is inside. Those that enclose
+    no area are left out with a warning.
+
+    Args:
+        path: The file.
+        tumour: The names that mean tumour; see :func:`reading_of`.
 
     Raises:
         AnnotationError: If the file is missing, damaged, hostile, or something else.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise AnnotationError(f"Cannot read annotations {path}: {error.strerror}.") from error
-    if path.suffix.lower() == ".xml":
-        outlines = _asap(data, path)
-    elif path.suffix.lower() in (".geojson", ".json"):
-        outlines = _geojson(data, path)
-    else:
-        raise AnnotationError(
-            f"{path}: annotations are ASAP .xml or .geojson; this ending is neither."
-        )
+    drawn = load_annotations(path, tumour)
+    for note in drawn.notes:
+        warnings.warn(note, stacklevel=2)
+    return drawn
+
+
+def load_annotations(path: str | Path, tumour: Collection[str] = ()) -> Annotations:
+    """As :func:`read_annotations`, but what was left out is said in ``notes`` only."""
+    outlines, notes = read_outlines(Path(path))
     areas: dict[str, list[BaseGeometry]] = {}
-    for name, area in outlines:
-        areas.setdefault(name, []).append(area)
-    return Annotations(
-        {name: areas_only(shapely.union_all(drawn)) for name, drawn in areas.items()}, str(path)
-    )
+    readings: dict[str, Reading] = {}
+    for outline in outlines:
+        areas.setdefault(outline.name, []).append(outline.area)
+        readings[outline.name] = reading_of(outline.name, tumour, outline.within)
+    regions = {name: areas_only(shapely.union_all(drawn)) for name, drawn in areas.items()}
+    groups = dict.fromkeys(group for outline in outlines for group in outline.within)
+    return Annotations(regions, str(path), readings, tuple(groups), tuple(notes))
 
 
-def annotation_files(slide_id: str, folder: str | Path) -> list[Path]:
-    """Files named like a slide; capitals do not matter, as copies of Camelyon differ in them."""
-    names = {f"{slide_id}{ending}".lower() for ending in (".xml", ".geojson")}
-    return sorted(path for path in Path(folder).iterdir() if path.name.lower() in names)
+def annotation_files(slide_ids: Iterable[str], folder: str | Path) -> dict[str, list[Path]]:
+    """The files of a folder that are named like each slide; of most slides one or none.
+
+    ``case.xml``, ``case.geojson``, ``case.geojson.gz`` and QuPath's ``case.svs.geojson`` are all
+    named like the slide ``case``. Capitals and the encoding of accents do not matter, as copies
+    differ in them. Hidden files are passed over.
+    """
+    files: dict[str, dict[Path, str]] = {}
+    for path in sorted(Path(folder).iterdir()):
+        name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+        if path.name.startswith(".") or name.suffix.lower() not in ENDINGS:
+            continue
+        stem = Path(name.stem)
+        for own in {stem.name, stem.stem if stem.suffix.lower() in SUFFIXES else stem.name}:
+            files.setdefault(same(own), {})[path] = own
+    ids = list(slide_ids)
+    alike = Counter(same(slide_id) for slide_id in ids)
+    return {
+        slide_id: [
+            path
+            for path, own in files.get(same(slide_id), {}).items()
+            # Two slides may differ in capitals alone: then capitals matter.
+            if alike[same(slide_id)] == 1 or own == slide_id
+        ]
+        for slide_id in ids
+    }
 
 
-def annotations_of(slide_id: str, folder: str | Path) -> Annotations | None:
+def the_file(slide_id: str, files: Sequence[Path]) -> Path | None:
+    """The one file of a slide, or None.
+
+    Raises:
+        AnnotationError: If there are several.
+    """
+    if len(files) > 1:
+        raise AnnotationError(
+            f"Slide {slide_id} has several annotations: {', '.join(map(str, files))}. Keep one."
+        )
+    return files[0] if files else None
+
+
+def annotations_of(
+    slide_id: str, folder: str | Path, tumour: Collection[str] = ()
+) -> Annotations | None:
     """Read the annotations of a slide from a folder, if it has any there.
 
     Raises:
         AnnotationError: If there are several, or they cannot be read.
     """
-    found = annotation_files(slide_id, folder)
-    if len(found) > 1:
-        raise AnnotationError(
-            f"Slide {slide_id} has several annotations: {', '.join(map(str, found))}. Keep one."
-        )
-    return read_annotations(found[0]) if found else None
+    path = the_file(slide_id, annotation_files([slide_id], folder)[slide_id])
+    return None if path is None else read_annotations(path, tumour)
 
 
 def write_geojson(regions: Mapping[str, BaseGeometry], path: str | Path) -> None:
@@ -149,121 +277,3 @@ def write_geojson(regions: Mapping[str, BaseGeometry], path: str | Path) -> None
         for name, area in regions.items()
     ]
     write_json(path, {"type": "FeatureCollection", "features": features})
-
-
-def areas_only(geometry: BaseGeometry) -> BaseGeometry:
-    """The polygons of a geometry as one valid (multi)polygon; its points and lines are dropped."""
-    if not shapely.is_valid(geometry):
-        geometry = shapely.make_valid(geometry)
-    if geometry.geom_type in ("Polygon", "MultiPolygon"):
-        return geometry
-    parts = shapely.get_parts(geometry)
-    # A collection may hold multipolygons: take it apart once more.
-    flat = shapely.get_parts(parts)
-    return shapely.union_all(flat[shapely.get_dimensions(flat) == 2]) if len(flat) else EMPTY
-
-
-Outlines = Iterable[tuple[str, BaseGeometry]]
-
-
-def _asap(data: bytes, path: Path) -> Outlines:
-    """Name and polygon of each ``Annotation`` of an ASAP file."""
-    try:
-        root: Element = defusedxml.ElementTree.fromstring(data)
-    except ParseError as error:
-        raise AnnotationError(
-            f"{path} is not whole XML ({error}). Export it from ASAP again."
-        ) from error
-    except defusedxml.DefusedXmlException as error:
-        raise AnnotationError(
-            f"{path} defines XML entities, as attacks do and ASAP never does; it was not read."
-        ) from error
-    if root.tag != "ASAP_Annotations":
-        raise AnnotationError(
-            f"{path} is XML, but not of ASAP: its root is <{root.tag}>, not <ASAP_Annotations>. "
-            "Export the outlines as GeoJSON instead."
-        )
-    for annotation in root.iter("Annotation"):
-        if annotation.get("Type", "Polygon") in ("Dot", "PointSet", "None"):
-            continue
-        where = f"{path}, annotation {annotation.get('Name')!r}"
-        points = [(c.get("X"), c.get("Y")) for c in annotation.iter("Coordinate")]
-        area = _polygon(points, [], where)
-        if area is not None:
-            yield annotation.get("PartOfGroup") or UNNAMED, area
-
-
-def _geojson(data: bytes, path: Path) -> Outlines:
-    """Name and area of each feature of a GeoJSON file."""
-    try:
-        root = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} is not whole JSON ({error}). Export it again.") from error
-    features = root.get("features", [root]) if isinstance(root, dict) else root
-    if not isinstance(features, list):
-        raise AnnotationError(f"{path} is JSON, but not GeoJSON: it has no list of features.")
-    for i, feature in enumerate(features):
-        where = f"{path}, feature {i}"
-        if not isinstance(feature, dict) or feature.get("type") != "Feature":
-            raise AnnotationError(
-                f"{where}: expected a GeoJSON Feature with a geometry. Export from QuPath "
-                "as GeoJSON, or write it with sslpath.annotations.write_geojson."
-            )
-        name = _name(feature.get("properties"))
-        for rings in _rings(feature.get("geometry"), where):
-            area = _polygon(rings[0], rings[1:], where) if rings else None
-            if area is not None:
-                yield name, area
-
-
-def _name(properties: Any) -> str:
-    """The class of a feature: QuPath's ``classification.name``, else ``name``, else ``label``."""
-    if not isinstance(properties, dict):
-        return UNNAMED
-    kind = properties.get("classification")
-    names = [kind.get("name") if isinstance(kind, dict) else kind]
-    names += [properties.get("name"), properties.get("label")]
-    return next((str(name) for name in names if name not in (None, "")), UNNAMED)
-
-
-def _rings(geometry: Any, where: str) -> list[Any]:
-    """The polygons of a GeoJSON geometry, each a list of rings, the outer first."""
-    if geometry is None:  # GeoJSON's way to say that a feature has no place
-        return []
-    kind = geometry.get("type") if isinstance(geometry, dict) else geometry
-    if kind == "Polygon":
-        found: Any = [geometry.get("coordinates")]
-    elif kind == "MultiPolygon":
-        found = geometry.get("coordinates")
-    elif kind == "GeometryCollection":
-        members = geometry.get("geometries") or []
-        return [rings for member in members for rings in _rings(member, where)]
-    elif kind in ("Point", "MultiPoint", "LineString", "MultiLineString"):
-        return []
-    else:
-        raise AnnotationError(f"{where}: its geometry is {kind!r}, which GeoJSON does not have.")
-    if not isinstance(found, list) or not all(isinstance(rings, list) for rings in found):
-        raise AnnotationError(f"{where}: its {kind} has no lists of coordinates.")
-    return found
-
-
-def _polygon(outer: Any, holes: list[Any], where: str) -> BaseGeometry | None:
-    """A valid (multi)polygon, or None with a warning if the points span no area."""
-    rings = [_points(ring, where) for ring in (outer, *holes)]
-    if len(np.unique(rings[0], axis=0)) < 3:
-        warnings.warn(f"{where}: left out, for it has fewer than 3 points.", stacklevel=4)
-        return None
-    holes = [ring for ring in rings[1:] if len(np.unique(ring, axis=0)) >= 3]
-    return areas_only(shapely.Polygon(rings[0], holes))
-
-
-def _points(ring: ArrayLike, where: str) -> NDArray[np.float64]:
-    try:
-        points = np.array(ring, np.float64)
-    except (ValueError, TypeError) as error:
-        raise AnnotationError(f"{where}: a coordinate is not a number ({error}).") from error
-    if points.size == 0:
-        return np.empty((0, 2))
-    if points.ndim != 2 or points.shape[1] < 2 or not np.isfinite(points).all():
-        raise AnnotationError(f"{where}: its coordinates are not pairs of finite numbers.")
-    return points[:, :2]

@@ -9,7 +9,10 @@ slides or tiles could not be read (they are listed in a file); 130 interrupted.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from sslpath import __version__
 from sslpath.commands import data, demo, embed, evaluate, index, reproduce, search, tile, train
@@ -39,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options))
+        with _short_warnings():
+            return int(options.run(options))
     except SslpathError as error:
         print(f"sslpath: error: {error}", file=sys.stderr)
         return 1
@@ -53,6 +57,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename is not None else ""
         print(f"sslpath: error: {error.strerror or error}{where}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Show warnings to a user as messages, without the line of code that gave them."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **further: Any) -> None:
+        if issubclass(category, UserWarning):
+            print(f"sslpath: warning: {message}", file=sys.stderr, flush=True)
+        else:
+            usual(message, category, *where, **further)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 def build_parser() -> argparse.ArgumentParser:

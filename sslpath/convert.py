@@ -3,7 +3,8 @@
 The slide is a tiled pyramidal TIFF with JPEG tiles and its pixel size in the resolution tags.
 libvips streams the image, so it need not fit in memory.
 
-But: one plane of colour only. Fluorescence, 16 bits and stacks are refused rather than mangled.
+But: one plane of colour only. Fluorescence and stacks are refused rather than mangled. Colour of
+16 bits becomes colour of 8 if it uses the range of 16.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from sslpath.errors import ConfigError, SlideError
 from sslpath.files import atomic_path
 from sslpath.jpeg_colours import is_ycbcr_as_rgb
 from sslpath.slides import Slide, check_mpp
+from sslpath.tiff_tags import directories_of, oddity, size_of
 
 
 def convert(
@@ -27,7 +29,7 @@ def convert(
     """Write an image as a slide.
 
     Args:
-        source_image: Any 8-bit colour image that libvips reads.
+        source_image: Any colour image of 8 or 16 bits that libvips reads.
         target_tif: File to write; must end in ``.tif`` or ``.tiff``.
         mpp: um per pixel of the image. Files rarely say it rightly, so it has to be given.
         quality: Of the JPEG tiles, 1 to 100.
@@ -37,7 +39,7 @@ def convert(
         The new slide.
 
     Raises:
-        SlideError: If the image cannot be read to its end, or is not an 8-bit colour image.
+        SlideError: If the image cannot be read to its end, or is no plain colour image.
         PixelSizeError: If ``mpp`` is not plausible.
         ConfigError: If another argument is out of range.
 
@@ -83,8 +85,10 @@ def _check_settings(source: Path, target: Path, quality: int, tile: int) -> None
         raise SlideError(f"No image at {source}. Check the path.")
     if target.suffix.lower() not in (".tif", ".tiff"):
         raise ConfigError(f"The slide is a TIFF; let its name end in .tif, not as {target} does.")
-    if target.exists() and target.samefile(source):
-        raise ConfigError(f"{target} is the image itself. Choose another name for the slide.")
+    if target.exists():
+        raise ConfigError(
+            f"{target} is there already. Delete it, or choose another name for the slide."
+        )
     if not 1 <= quality <= 100:
         raise ConfigError(f"JPEG quality is 1 to 100, not {quality}.")
     if tile < 16 or tile % 16:
@@ -93,11 +97,16 @@ def _check_settings(source: Path, target: Path, quality: int, tile: int) -> None
 
 def _as_rgb(source: Path) -> pyvips.Image:
     """The image as upright 8-bit RGB without alpha, still to be read."""
-    image = pyvips.Image.new_from_file(str(source), access="sequential", fail_on="truncated")
-    turned = image.get("orientation") if image.get_typeof("orientation") else 1
-    if turned != 1:  # turning needs all pixels at once
-        image = pyvips.Image.new_from_file(str(source), fail_on="truncated").autorot()
+    found = directories_of(source)
+    odd = oddity(found, [size_of(found[0])]) if found else None
+    if odd is not None and not odd.curable:
+        raise SlideError(f"{source} {odd.what}. Export it as an 8-bit RGB image first.")
+    image = _opened(source, access="sequential")
+    if (image.get("orientation") if image.get_typeof("orientation") else 1) != 1:
+        image = _opened(source).autorot()  # turning needs all pixels at once
     pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
+    if image.interpretation == "rgb16":
+        image = _to_8_bits(image, source)
     if image.format != "uchar" or image.bands not in (1, 2, 3, 4):
         raise SlideError(
             f"{source} has {image.bands} channels of type {image.format}; a slide needs 8-bit "
@@ -113,6 +122,23 @@ def _as_rgb(source: Path) -> pyvips.Image:
     if image.hasalpha():
         image = image.flatten(background=255)
     return image if image.interpretation == "srgb" else image.colourspace("srgb")
+
+
+def _opened(source: Path, **how: str) -> pyvips.Image:
+    # Of what it cannot decode, such as an unknown compression, libvips merely warns, and goes on
+    # with black.
+    return pyvips.Image.new_from_file(str(source), fail_on="warning", **how)
+
+
+def _to_8_bits(image: pyvips.Image, source: Path) -> pyvips.Image:
+    """Colour of 16 bits in 8; refused if its values end far below white, as those of 12 bits do."""
+    most = int(_opened(source, access="sequential").max())
+    if most < 1 << 15:
+        raise SlideError(
+            f"{source} has 16 bits a sample and values up to {most:,} of 65,535: it would be dark. "
+            "Scale it to the whole range, or export it as an 8-bit RGB image first."
+        )
+    return image.colourspace("srgb")
 
 
 def _from_ycbcr(image: pyvips.Image) -> pyvips.Image:

@@ -11,7 +11,7 @@ One fault of files is mended too: colours that are declared RGB, but are luma an
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -24,6 +24,7 @@ from PIL import Image
 from sslpath.errors import SlideError, TileReadError
 from sslpath.jpeg_colours import is_ycbcr_as_rgb
 from sslpath.tiff_blocks import VENDORS, BlockCache, TiffBlocks
+from sslpath.tiff_tags import Tags, directories_of, oddity
 
 MAX_HANDLES = 8
 CACHE_BYTES = 64 << 20
@@ -31,14 +32,21 @@ CACHE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class OpenSlideFile:
-    """An open slide and what is asked of it again and again."""
+    """An open slide and what is asked of it again and again.
+
+    ``level_downsamples`` are OpenSlide's, the mean of both axes. ``level_scales`` are how many
+    level-0 px a pixel of a level is wide and high: of a long, narrow slide they differ, as widths
+    and heights of levels are whole pixels.
+    """
 
     handle: openslide.OpenSlide
     level_dimensions: tuple[tuple[int, int], ...]
     level_downsamples: tuple[float, ...]
+    level_scales: tuple[tuple[float, float], ...]
     stated_mpp: tuple[str | None, str | None]
     background: str
     is_ycbcr: bool
+    bounds: tuple[int, int, int, int] | None
     blocks: TiffBlocks | None
 
 
@@ -55,7 +63,7 @@ class _Pool:
         key = _identity(path)
         with self.lock:
             if key not in self.slides:
-                self.slides[key] = _open_anew(path, self.cache, self.blocks)
+                self.slides[key] = _open_anew(path, key, self.cache, self.blocks)
             self.slides.move_to_end(key)
             # Dropped, not closed: another thread may be reading. The last reference closes it.
             while len(self.slides) > MAX_HANDLES:
@@ -89,14 +97,17 @@ def _identity(path: Path) -> tuple[object, ...]:
     try:
         stat = path.stat()
     except FileNotFoundError as error:
-        raise SlideError(f"No slide at {path}. Check the path.") from error
+        raise SlideError(
+            f"No slide at {path}. Check the path; if it stands in a table of tiles, `--root DIR` "
+            "says where its slides are now (`root=` in Python)."
+        ) from error
     except OSError as error:
         raise SlideError(f"Cannot reach the slide {path}: {error.strerror}.") from error
     return (str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def _open_anew(
-    path: Path, cache: openslide.OpenSlideCache, block_cache: BlockCache
+    path: Path, key: Hashable, cache: openslide.OpenSlideCache, block_cache: BlockCache
 ) -> OpenSlideFile:
     if path.is_dir():
         raise SlideError(
@@ -113,34 +124,74 @@ def _open_anew(
             f"`sslpath data convert '{path}' --mpp UM_PER_PIXEL`."
         ) from error
     except openslide.OpenSlideError as error:
+        _refuse_odd(path, directories_of(path), [])
         _damaged(path, error)
     except OSError as error:
         raise SlideError(f"Cannot open the slide {path}: {error}.") from error
     try:
         handle.set_cache(cache)
         properties = handle.properties
+        sizes = handle.level_dimensions
+        if not sizes or min(min(size) for size in sizes) < 1:
+            _damaged(path, "a level has no pixels")
         downsamples = tuple(float(downsample) for downsample in handle.level_downsamples)
-        blocks = None
-        if properties.get(openslide.PROPERTY_NAME_VENDOR) in VENDORS:
-            sizes = handle.level_dimensions
-            blocks = TiffBlocks(path, sizes, downsamples, block_cache, _reader(handle))
-        slide = OpenSlideFile(
+        vendor, blocks = properties.get(openslide.PROPERTY_NAME_VENDOR), None
+        # Hamamatsu's files look like TIFF, but count their places otherwise.
+        found = [] if vendor == "hamamatsu" else directories_of(path)
+        _refuse_odd(path, found, sizes)
+        if vendor in VENDORS:
+            read = _reader(handle)
+            blocks = TiffBlocks(path, key, found, sizes, downsamples, block_cache, read)
+        return OpenSlideFile(
             handle,
-            handle.level_dimensions,
+            sizes,
             downsamples,
+            tuple((sizes[0][0] / width, sizes[0][1] / height) for width, height in sizes),
             (
                 properties.get(openslide.PROPERTY_NAME_MPP_X),
                 properties.get(openslide.PROPERTY_NAME_MPP_Y),
             ),
             "#" + properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF"),
             is_ycbcr_as_rgb(path),
+            _bounds(properties, sizes[0]),
             blocks,
         )
     except openslide.OpenSlideError as error:
         _damaged(path, error)
-    if not slide.level_dimensions or min(min(size) for size in slide.level_dimensions) < 1:
-        _damaged(path, "a level has no pixels")
-    return slide
+
+
+def _refuse_odd(path: Path, found: Sequence[Tags], sizes: Sequence[tuple[int, int]]) -> None:
+    """Refuse a TIFF file that OpenSlide would show otherwise than it is meant."""
+    odd = oddity(found, sizes)
+    if odd is not None:
+        remedy = (
+            f"`sslpath data convert '{path}' --mpp UM_PER_PIXEL` makes a slide of it."
+            if odd.curable
+            else "Export it as an 8-bit RGB image."
+        )
+        raise SlideError(
+            f"The slide {path} {odd.what}: OpenSlide does not show it as it is meant. {remedy}"
+        )
+
+
+def _bounds(
+    properties: Mapping[str, str], size: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    """Left, top, width and height of the scanned area, level-0 px, if the slide says it."""
+    try:
+        left, top, width, height = (
+            int(properties[name])
+            for name in (
+                openslide.PROPERTY_NAME_BOUNDS_X,
+                openslide.PROPERTY_NAME_BOUNDS_Y,
+                openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+                openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+            )
+        )
+    except (KeyError, ValueError):
+        return None
+    inside = 0 <= left < size[0] and 0 <= top < size[1] and width > 0 and height > 0
+    return (left, top, width, height) if inside else None
 
 
 def _reader(
@@ -180,6 +231,10 @@ def read_level(
         TileReadError: If the pixels cannot be decoded.
     """
     slide = open_slide(path)
+    # OpenSlide places both axes by the mean of their scales: far from the corner of a long, narrow
+    # slide that is many pixels off.
+    mean, (wide, high) = slide.level_downsamples[level], slide.level_scales[level]
+    corner = round(corner[0] * mean / wide), round(corner[1] * mean / high)
     if slide.blocks is not None and not slide.is_ycbcr:
         pixels = slide.blocks.read(level, corner, size)
         if pixels is not None:

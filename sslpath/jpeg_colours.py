@@ -6,15 +6,21 @@ true RGB, so that their colours can be converted.
 """
 
 import mmap
-import struct
 from pathlib import Path
 
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from sslpath.tiff_tags import (
+    BIG_TIFF,
+    COMPRESSION,
+    JPEG,
+    OFFSETS,
+    PHOTOMETRIC,
+    RGB,
+    STRIP_OFFSETS,
+    UNREADABLE,
+    Tags,
+)
 
 DICOM_JPEG = b"1.2.840.10008.1.2.4.50"
-BIG_TIFF = (b"+\x00", b"\x00+")
-TIFF_RGB, TIFF_JPEG = 2, 7
-PHOTOMETRIC, COMPRESSION, STRIP_OFFSETS, TILE_OFFSETS = 262, 259, 273, 324
 # Element (7FE0,0010) PixelData, of undefined length, as all compressed DICOM has it.
 DICOM_PIXELS = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"
 DICOM_RGB = b"\x28\x00\x04\x00CS\x04\x00RGB "
@@ -36,13 +42,7 @@ def is_ycbcr_as_rgb(path: Path) -> bool:
             else:
                 return False
             return start is not None and _is_subsampled_jfif(data, start)
-    except (
-        OSError,
-        ValueError,
-        IndexError,
-        SyntaxError,
-        struct.error,
-    ):  # damaged: reading it will say so better
+    except UNREADABLE:  # damaged: reading it will say so better
         return False
 
 
@@ -59,12 +59,12 @@ def _dicom_tile(data: mmap.mmap) -> int | None:
 def _tiff_tile(data: mmap.mmap) -> int | None:
     """Where the first JPEG tile of a TIFF file that declares RGB starts."""
     # The tags only: opening the image would have Pillow complain about its size.
-    tags = ImageFileDirectory_v2(data[: 16 if data[2:4] in BIG_TIFF else 8])
+    tags = Tags(data[: 16 if data[2:4] in BIG_TIFF else 8])
     data.seek(tags.next)
     tags.load(data)  # type: ignore[arg-type]
-    if (tags.get(PHOTOMETRIC), tags.get(COMPRESSION)) != (TIFF_RGB, TIFF_JPEG):
+    if (tags.get(PHOTOMETRIC), tags.get(COMPRESSION)) != (RGB, JPEG):
         return None
-    offsets = tags.get(TILE_OFFSETS) or tags.get(STRIP_OFFSETS)
+    offsets = tags.get(OFFSETS) or tags.get(STRIP_OFFSETS)
     return int(offsets[0]) if offsets else None
 
 

@@ -5,11 +5,17 @@ A tile is
 - 1 (tumour) if at least half of it (``tumour_share``) lies in tumour that is not excluded;
 - 0 if it touches neither tumour nor an excluded area, and the slide was annotated exhaustively;
 - missing otherwise: on the rim of a tumour, in what is excluded, and, where the annotation is not
-  exhaustive, wherever no tumour is drawn.
+  exhaustive or its file holds no area at all, only points, wherever no tumour is drawn.
 
 Its region is the name of the outline that covers most of it, missing if none does. Which names
 mean tumour or excluded stands in :mod:`sslpath.annotations`.
 """
+
+import warnings
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,7 +23,10 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from sslpath.annotations import Annotations
+from sslpath.annotations import MENTIONS_TUMOUR, Annotations, Reading
+from sslpath.errors import AnnotationError
+from sslpath.slide_files import same
+from sslpath.slides import Slide
 
 
 def label_tiles(
@@ -47,7 +56,7 @@ def label_tiles(
     label = pd.Series(pd.NA, range(len(boxes)), "Int8")
     region = pd.Series(pd.NA, range(len(boxes)), "str")
     tumour = share_inside(annotations.tumour, boxes)
-    if exhaustive:
+    if exhaustive and not annotations.holds_no_area:
         label[(tumour == 0) & (share_inside(annotations.excluded, boxes) == 0)] = 0
     # Overlays are exact but for rounding: half a tile may come out as 0.49999999.
     label[tumour >= tumour_share - 1e-9] = 1
@@ -88,3 +97,152 @@ def share_inside(area: BaseGeometry, boxes: NDArray[np.object_]) -> NDArray[np.f
     overlap[cut] = shapely.area(shapely.intersection(parts[part[cut]], boxes[box[cut]]))
     np.add.at(inside, box, overlap)
     return np.asarray(np.clip(inside / shapely.area(boxes), 0.0, 1.0))
+
+
+def how_read(
+    annotations: Annotations, slide: Slide, places: NDArray[np.int64], side: float
+) -> dict[str, Any]:
+    """What the table keeps of a slide's outlines: file, names with what they are read as, notes.
+
+    Args:
+        annotations: The outlines.
+        slide: Their slide.
+        places: Corners of all tiles that hold any tissue.
+        side: Side of a tile, level-0 px.
+
+    Raises:
+        AnnotationError: If all outlines lie outside the slide.
+    """
+    whole = shapely.box(0, 0, *slide.dimensions)
+    areas = annotations.regions.values()
+    if areas and not any(shapely.intersects(area, whole) for area in areas):
+        raise AnnotationError(
+            f"All outlines of {annotations.path} lie outside the slide {slide.path}. They belong "
+            "to another slide, or are not in level-0 px."
+        )
+    left, top, width, height = slide.scanned
+    x, y = places.T
+    notes = misplaced(
+        annotations,
+        shapely.box(left, top, left + width, top + height),
+        shapely.box(x, y, x + side, y + side),
+    )
+    if notes:
+        notes[-1] += (
+            " They belong to another slide, are not in level-0 px, or are counted from the corner "
+            f"of the scanned area ({left}, {top}): then add it with `--bounds`."
+            if left or top
+            else " They belong to another slide, or are not in level-0 px."
+        )
+    return {
+        "file": annotations.path,
+        "names": {name: annotations.reading(name) for name in annotations.regions},
+        "groups": list(annotations.groups),
+        "notes": [*annotations.notes, *notes],
+    }
+
+
+def misplaced(
+    annotations: Annotations, scanned: BaseGeometry, places: NDArray[np.object_]
+) -> list[str]:
+    """Notes on outlines that lie where nothing was scanned, or where there is no tissue.
+
+    Each outline of tumour must lie on tissue. Of other outlines only one must, as some are drawn
+    around glass.
+
+    Args:
+        annotations: Outlines of a slide.
+        scanned: The area that was scanned, level-0 px.
+        places: Boxes of all tiles that hold any tissue, level-0 px, shape ``(n,)``.
+
+    Example:
+        >>> drawn = Annotations({"tumour": shapely.box(50, 0, 90, 10)}, "case.xml")
+        >>> misplaced(drawn, shapely.box(0, 0, 60, 60), shapely.box([0, 10], 0, [10, 20], 10))
+        ['case.xml: outlines mostly outside of the scanned area: 1 of 1.']
+    """
+    kinds = annotations.kinds
+    tumour = [area for name, area in kinds.items() if annotations.reading(name) == "tumour"]
+    each = len(tumour) > 0
+    parts = shapely.get_parts(tumour or list(kinds.values()))
+    if not len(parts):
+        return []
+    off = shapely.area(shapely.intersection(parts, scanned)) < shapely.area(parts) / 2
+    bare = ~off
+    bare[shapely.STRtree(parts).query(places, "intersects")[1]] = False
+    found = {"mostly outside of the scanned area": off, "where there is no tissue": bare}
+    return [
+        f"{annotations.path}: outlines {where}: {lost.sum()} of {len(parts)}."
+        for where, lost in found.items()
+        if lost.any() and (each or lost.all())
+    ]
+
+
+def warn_of_outlines(
+    tiles: pd.DataFrame, bare: list[str], folder: str | Path, tumour: Collection[str]
+) -> None:
+    """Say what of the outlines may have been read otherwise than it was meant.
+
+    Args:
+        tiles: The table of tiles.
+        bare: Slides without a file of annotations.
+        folder: Where the files are.
+        tumour: The names that mean tumour, if they were given.
+    """
+    outlines = outlines_of(tiles)
+    if bare:
+        warnings.warn(
+            f"No annotations in {folder} for {len(bare)} of the slides, so their tiles have no "
+            f"label: {', '.join(bare)}. A file is named like its slide, such as {bare[0]}.geojson "
+            "or .xml." + ("" if outlines else " No file there is named like a slide."),
+            stacklevel=3,
+        )
+    for one in outlines.values():
+        for note in one["notes"]:
+            warnings.warn(note, stacklevel=3)
+    doubt = _doubt(outlines, tumour)
+    if doubt:
+        warnings.warn(
+            f"{doubt}. {names_read(tiles)}. Say which names mean tumour with `--tumour NAME ...` "
+            "on the command line, `tumour=` in Python.",
+            stacklevel=3,
+        )
+
+
+def _doubt(outlines: dict[str, dict[str, Any]], tumour: Collection[str]) -> str:
+    """Why the names of outlines may mean something else than was read; empty if all is clear."""
+    readings = {name: how for one in outlines.values() for name, how in one["names"].items()}
+    if not readings:
+        return ""
+    met = {same(name) for one in outlines.values() for name in (*one["names"], *one["groups"])}
+    met |= {name.split(":")[0].strip() for name in met}
+    unmet = [name for name in tumour if same(name) not in met]
+    if unmet:
+        return f"No outline is named {', '.join(unmet)}"
+    if "tumour" not in readings.values():
+        return "No outline has a name that means tumour"
+    odd = [n for n, how in readings.items() if how != "tumour" and MENTIONS_TUMOUR.search(same(n))]
+    return f"Not read as tumour: {', '.join(odd)}" if odd and not tumour else ""
+
+
+def outlines_of(tiles: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """How the outlines of each annotated slide were read; see :func:`how_read`."""
+    slides = tiles.attrs["source"].get("slides", {})
+    return {name: where["outlines"] for name, where in slides.items() if "outlines" in where}
+
+
+def names_read(tiles: pd.DataFrame) -> str:
+    """The names of the outlines that gave a table its labels, and what each was read as.
+
+    Behind each name stands the number of slides that have it. Empty if there are no outlines.
+    """
+    parts = []
+    for reading in get_args(Reading):
+        count = Counter(
+            name
+            for one in outlines_of(tiles).values()
+            for name, how in one["names"].items()
+            if how == reading
+        )
+        if count:
+            parts.append(f"{reading}: " + ", ".join(f"{n} ({count[n]})" for n in sorted(count)))
+    return f"Outlines (slides) read as {'; '.join(parts)}" if parts else ""

@@ -22,6 +22,11 @@ from PIL import Image
 from sslpath.errors import ConfigError, PixelSizeError, SlideError
 from sslpath.handles import open_slide, read_level
 
+# Endings of the files that OpenSlide opens.
+SUFFIXES = {
+    *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide"),
+    *(".bif", ".vms", ".vmu", ".dcm", ".czi"),
+}
 MPP_RANGE = (0.05, 20.0)
 MAX_ANISOTROPY = 0.05
 # Downsamples are ratios of whole pixel counts, so "4" may be 3.9999 or 4.02. A level that is
@@ -99,13 +104,26 @@ class Slide:
         return self.level_dimensions[0]
 
     @property
+    def scanned(self) -> tuple[int, int, int, int]:
+        """Left, top, width and height of the scanned area, level-0 px: the whole slide, mostly.
+
+        Slides of some scanners (MRXS, SCN) are larger than what was scanned. QuPath crops them, and
+        counts from the corner of this area.
+        """
+        bounds = open_slide(self.path).bounds
+        return (0, 0, *self.dimensions) if bounds is None else bounds
+
+    @property
     def level_dimensions(self) -> tuple[tuple[int, int], ...]:
         """Width and height of each level, px of that level."""
         return open_slide(self.path).level_dimensions
 
     @property
     def level_downsamples(self) -> tuple[float, ...]:
-        """How many level-0 px a pixel of each level spans; rarely whole numbers."""
+        """How many level-0 px a pixel of each level spans, the mean of both axes.
+
+        Rarely whole numbers; pixels are read by the scale of each axis.
+        """
         return open_slide(self.path).level_downsamples
 
     def read(self, x: int, y: int, size_px: int, mpp: float) -> NDArray[np.uint8]:
@@ -134,18 +152,26 @@ class Slide:
         if not (size_px >= 1 and 0 < mpp < math.inf):
             raise ConfigError(f"A tile of {size_px} px at {mpp:g} um a pixel cannot be read.")
         wanted = mpp / self.mpp
-        downsamples = self.level_downsamples
-        level = best_level(downsamples, wanted)
-        ratio = wanted / downsamples[level]
-        if abs(ratio - 1) * size_px <= 0.5:
+        level, scale = self._level_for(wanted)
+        width, height = (size_px * wanted / one for one in scale)
+        if max(abs(width - size_px), abs(height - size_px)) <= 0.5:
             return read_level(self.path, level, (x, y), (size_px, size_px))
-        side = size_px * ratio
-        whole = math.ceil(side)
-        region = Image.fromarray(read_level(self.path, level, (x, y), (whole, whole)))
+        whole = math.ceil(width), math.ceil(height)
+        region = Image.fromarray(read_level(self.path, level, (x, y), whole))
         tile = region.resize(
-            (size_px, size_px), Image.Resampling.BICUBIC, box=(0.0, 0.0, side, side)
+            (size_px, size_px), Image.Resampling.BICUBIC, box=(0.0, 0.0, width, height)
         )
         return np.array(tile)
+
+    def _level_for(self, downsample: float) -> tuple[int, tuple[float, float]]:
+        """The level to read for a downsample, and how many level-0 px its pixels are wide and high.
+
+        It is chosen by the slide's longer side, whose scale is known best.
+        """
+        scales = open_slide(self.path).level_scales
+        longer = int(self.dimensions[1] > self.dimensions[0])
+        level = best_level(tuple(scale[longer] for scale in scales), downsample)
+        return level, scales[level]
 
     def thumbnail(
         self, max_px: int = 1024, *, mpp: float | None = None
@@ -172,20 +198,19 @@ class Slide:
 
     def _overview(self, downsample: float) -> NDArray[np.uint8]:
         """The slide downsampled, read block by block: a slide may lack small levels."""
-        downsamples = self.level_downsamples
-        level = best_level(downsamples, downsample)
-        ratio = downsample / downsamples[level]
+        level, scale = self._level_for(downsample)
+        across, down = (downsample / one for one in scale)  # px of the level for one of the result
         width, height = (max(1, int(side / downsample + 1e-9)) for side in self.dimensions)
         out = np.empty((height, width, 3), np.uint8)
-        step = max(1, int(BLOCK_PX / ratio))
+        step = max(1, int(BLOCK_PX / max(across, down)))
         for top in range(0, height, step):
             for left in range(0, width, step):
                 w, h = min(step, width - left), min(step, height - top)
                 # Whole level-0 px for the corner; the rest of a pixel goes into the box.
                 corner = (int(left * downsample), int(top * downsample))
-                dx = (left * downsample - corner[0]) / downsamples[level]
-                dy = (top * downsample - corner[1]) / downsamples[level]
-                box = (dx, dy, dx + w * ratio, dy + h * ratio)
+                dx = (left * downsample - corner[0]) / scale[0]
+                dy = (top * downsample - corner[1]) / scale[1]
+                box = (dx, dy, dx + w * across, dy + h * down)
                 size = (max(1, math.ceil(box[2] - 1e-6)), max(1, math.ceil(box[3] - 1e-6)))
                 box = (dx, dy, min(box[2], size[0]), min(box[3], size[1]))
                 region = Image.fromarray(read_level(self.path, level, corner, size))

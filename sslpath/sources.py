@@ -6,10 +6,12 @@ first read and anew in each process, and can be pickled: hand it to the workers 
 
 import io
 import os
+import re
 import threading
 import zipfile
 import zlib
-from pathlib import Path
+from itertools import takewhile
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +22,7 @@ from PIL import Image
 from sslpath.errors import DataError, TableError, TileReadError
 from sslpath.slides import Slide
 
+WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # how absolute paths of Windows begin
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, NotImplementedError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, Image.DecompressionBombError),
@@ -201,9 +204,15 @@ class ZipTiles:
 
 
 def _moved(paths: list[str], root: str | Path | None) -> list[Path]:
-    """The paths with the folder that they share replaced by ``root``."""
-    old = [Path(path) for path in paths]
-    if root is None or not old:
-        return old
-    shared = Path(os.path.commonpath([path.parent for path in old]))
-    return [Path(root) / path.relative_to(shared) for path in old]
+    """The paths with the folder that they share replaced by ``root``.
+
+    They may have been written on another system: Windows has drives and backslashes.
+    """
+    if root is None:
+        return [Path(path) for path in paths]
+    old = [(PureWindowsPath if WINDOWS.match(p) else PurePosixPath)(p) for p in paths]
+    folders = [[part.casefold() for part in path.parent.parts] for path in old]
+    alike = takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))
+    shared = sum(1 for _ in alike)
+    # Slides of several drives share nothing, but the drive is no folder.
+    return [Path(root, *path.parts[max(1, shared) :]) for path in old]

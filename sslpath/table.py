@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sslpath.errors import TableError
@@ -43,6 +44,7 @@ DTYPES = {
     "region": "str",
     "split": "str",
 }
+KEY = ("slide_id", "x", "y")  # what tells a tile from any other
 DEFAULTS: dict[str, Any] = {"tissue": 1.0, "label": pd.NA, "region": pd.NA, "split": ""}
 
 
@@ -104,8 +106,34 @@ def check(tiles: pd.DataFrame, where: str = "this table") -> pd.DataFrame:
     return tiles
 
 
+def check_out(path: str | Path) -> None:
+    """Refuse to write a table of tiles over something else, such as a slide.
+
+    Raises:
+        TableError: If the name does not end in ``.parquet``, or a folder or another file is there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise TableError(f"{path} is a folder. Name the table in it: {path / 'tiles.parquet'}.")
+    if path.suffix.lower() != ".parquet":
+        raise TableError(f"A table of tiles is Parquet; let its name end in .parquet, not {path}.")
+    if path.exists():
+        try:
+            schema = pq.read_schema(path)
+        except (OSError, ValueError) as error:
+            raise TableError(
+                f"{path} is there and is no Parquet. Move it, or choose another name."
+            ) from error
+        if not set(KEY) <= set(schema.names):
+            raise TableError(
+                f"{path} is there and is no table of tiles; it has the columns "
+                f"{', '.join(schema.names[:5])}. Move it, or choose another name."
+            )
+
+
 def save_tiles(tiles: pd.DataFrame, path: str | Path) -> None:
-    """Write a table of tiles as Parquet, metadata included."""
+    """Write a table of tiles as Parquet, metadata included; see :func:`check_out`."""
+    check_out(path)
     with atomic_path(path) as temporary:
         check(tiles).reset_index(drop=True).to_parquet(temporary, index=False)
 

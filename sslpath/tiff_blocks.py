@@ -7,36 +7,45 @@ OpenSlide's pixels: in TIFF and SVS with JPEG, nothing missing. Everywhere else,
 block cannot be decoded, OpenSlide reads.
 """
 
-import itertools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from sslpath.tiff_tags import (
+    BITS,
+    BLOCK_HEIGHT,
+    BLOCK_WIDTH,
+    COMPRESSION,
+    COUNTS,
+    HEIGHT,
+    JPEG,
+    OFFSETS,
+    PHOTOMETRIC,
+    PLANAR,
+    RGB,
+    SAMPLES,
+    TABLES,
+    UNREADABLE,
+    WIDTH,
+    YCBCR,
+    Tags,
+)
 
 CACHE_BYTES = 64 << 20
-MAX_DIRECTORIES = 100
 MAX_BLOCK_BYTES = 64 << 20  # of one JPEG; more is a lie
 VENDORS = ("aperio", "generic-tiff")  # whose levels are directories of the file as they are
-BIG_TIFF = (b"+\x00", b"\x00+")
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR = 256, 257, 258, 259, 262, 277, 284
-BLOCK_WIDTH, BLOCK_HEIGHT, OFFSETS, COUNTS, TABLES = 322, 323, 324, 325, 347
-JPEG, RGB, YCBCR = 7, 2, 6
 # Marker APP14, whose last byte tells a decoder whether colours are luma and chroma.
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
-UNREADABLE = (OSError, SyntaxError, ValueError, IndexError)
 
 Pixels = NDArray[np.uint8]
-
-_numbers = itertools.count()  # of open slides, never used twice
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class TiffBlocks:
 
     Args:
         path: The slide.
+        key: What tells this file from any other, also from a later one of the same name.
+        found: The directories of its file.
         dimensions: Width and height of each level, as OpenSlide says.
         downsamples: Of each level, likewise.
         cache: Where decoded blocks are kept.
@@ -75,24 +86,24 @@ class TiffBlocks:
     def __init__(
         self,
         path: Path,
+        key: Hashable,
+        found: Sequence[Tags],
         dimensions: tuple[tuple[int, int], ...],
         downsamples: tuple[float, ...],
         cache: "BlockCache",
         check: Callable[[int, tuple[int, int], tuple[int, int]], Image.Image],
     ) -> None:
-        self.downsamples, self.cache, self.check = downsamples, cache, check
-        self.number = next(_numbers)
+        self.key, self.downsamples, self.cache, self.check = key, downsamples, cache, check
         self.file, self.lock = path.open("rb"), threading.Lock()
         weakref.finalize(self, self.file.close)
         try:
-            found = [one for one in map(_level, _directories(self.file)) if one is not None]
+            levels = [one for one in map(_level, found) if one is not None]
         except UNREADABLE:  # damaged: OpenSlide will say so better
-            found = []
+            levels = []
         self.levels: list[Level | None] = []
         for size in dimensions:
-            same = [one for one in found if one.size == size]
+            same = [one for one in levels if one.size == size]
             self.levels.append(same[0] if len(same) == 1 else None)
-        self.agreed: dict[int, bool] = {}
 
     def read(self, level: int, corner: tuple[int, int], size: tuple[int, int]) -> Pixels | None:
         """A region, ``(h, w, 3)``; None where OpenSlide has to read it.
@@ -109,10 +120,13 @@ class TiffBlocks:
         )  # fmt: skip
         if one is None or not inside or left % 1 or top % 1:
             return None
+        agreed = self.cache.agreed
+        if (self.key, level) not in agreed:
+            agreed[self.key, level] = self._agrees(level, one)
+        if not agreed[self.key, level]:
+            return None
         try:
-            if level not in self.agreed:
-                self.agreed[level] = self._agrees(level, one)
-            return self._compose(level, int(left), int(top), size) if self.agreed[level] else None
+            return self._compose(level, int(left), int(top), size)
         except UNREADABLE:
             return None
 
@@ -124,9 +138,13 @@ class TiffBlocks:
             corner = x * self.downsamples[level], y * self.downsamples[level]
             if any(at % 1 for at in corner):
                 continue
-            theirs = self.check(level, (int(corner[0]), int(corner[1])), size)
-            ours = np.dstack([self._compose(level, x, y, size), np.full(size[::-1], 255, np.uint8)])
-            if not np.array_equal(np.asarray(theirs), ours):
+            try:
+                theirs = self.check(level, (int(corner[0]), int(corner[1])), size)
+                ours = self._compose(level, x, y, size)
+            except UNREADABLE:  # damaged there: the level is left to OpenSlide, for good
+                return False
+            opaque = np.full(size[::-1], 255, np.uint8)
+            if not np.array_equal(np.asarray(theirs), np.dstack([ours, opaque])):
                 return False
         return True
 
@@ -147,7 +165,7 @@ class TiffBlocks:
         return out
 
     def _block(self, level: int, one: Level, i: int) -> Pixels:
-        key = (self.number, level, i)
+        key = (self.key, level, i)
         block = self.cache.get(key)
         if block is None:
             if one.counts[i] > MAX_BLOCK_BYTES:
@@ -166,21 +184,28 @@ class TiffBlocks:
 
 
 class BlockCache:
-    """Decoded blocks of all slides of a process; the least recently used goes first."""
+    """Decoded blocks of all slides of a process; the least recently used goes first.
+
+    It outlives a slide's handle: one that is opened anew after an error need not be compared again.
+
+    Attributes:
+        agreed: Whether a level of a slide, by its key and number, has OpenSlide's pixels.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.blocks: OrderedDict[tuple[int, int, int], Pixels] = OrderedDict()
+        self.blocks: OrderedDict[tuple[Hashable, int, int], Pixels] = OrderedDict()
         self.bytes = 0
+        self.agreed: dict[tuple[Hashable, int], bool] = {}
 
-    def get(self, key: tuple[int, int, int]) -> Pixels | None:
+    def get(self, key: tuple[Hashable, int, int]) -> Pixels | None:
         """The block of a slide, level and place, if it is there."""
         with self.lock:
             if key in self.blocks:
                 self.blocks.move_to_end(key)
             return self.blocks.get(key)
 
-    def put(self, key: tuple[int, int, int], block: Pixels) -> None:
+    def put(self, key: tuple[Hashable, int, int], block: Pixels) -> None:
         """Keep a block."""
         with self.lock:
             if key not in self.blocks:
@@ -190,24 +215,7 @@ class BlockCache:
                 self.bytes -= self.blocks.popitem(last=False)[1].nbytes
 
 
-def _directories(file: Any) -> list[ImageFileDirectory_v2]:
-    """The directories of a TIFF file, in their order."""
-    start = file.read(16)
-    if start[:2] not in (b"II", b"MM"):
-        return []
-    head = start[: 16 if start[2:4] in BIG_TIFF else 8]
-    following = ImageFileDirectory_v2(head).next
-    found: list[ImageFileDirectory_v2] = []
-    while following and len(found) < MAX_DIRECTORIES:
-        file.seek(following)
-        tags = ImageFileDirectory_v2(head)
-        tags.load(file)
-        found.append(tags)
-        following = tags.next
-    return found
-
-
-def _level(tags: ImageFileDirectory_v2) -> Level | None:
+def _level(tags: Tags) -> Level | None:
     """A directory as a level; None if it is not in whole blocks of JPEG of three colours."""
     plain = {COMPRESSION: JPEG, SAMPLES: 3, PLANAR: 1, BITS: (8, 8, 8)}
     colours, needed = tags.get(PHOTOMETRIC), (WIDTH, HEIGHT, BLOCK_WIDTH, BLOCK_HEIGHT, OFFSETS)

@@ -10,6 +10,7 @@ Labels follow the rule of :mod:`sslpath.labels`; without annotations they are mi
 
 import hashlib
 import math
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable
@@ -27,10 +28,16 @@ from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from sslpath import __version__
-from sslpath.annotations import Annotations, annotation_files, annotations_of
+from sslpath.annotations import (
+    Annotations,
+    annotation_files,
+    load_annotations,
+    the_file,
+)
 from sslpath.cluster import each
-from sslpath.errors import AnnotationError, ConfigError, SlideError, SslpathError, TableError
-from sslpath.labels import label_tiles
+from sslpath.errors import ConfigError, SlideError, SslpathError, TableError
+from sslpath.labels import how_read, label_tiles, outlines_of, warn_of_outlines
+from sslpath.slide_files import slides_named
 from sslpath.slides import Slide
 from sslpath.table import DTYPES, load_tiles, make_table, save_tiles
 from sslpath.tissue import tissue_fraction, tissue_mask
@@ -141,6 +148,39 @@ def tile_slide(
         >>> tiles[["x", "y", "size"]].to_numpy().tolist()
         [[200, 0, 200], [400, 0, 200], [200, 200, 200], [400, 200, 200]]
     """
+    tiles = _tile(
+        slide,
+        annotations,
+        mpp=mpp,
+        tile_px=tile_px,
+        stride_px=stride_px,
+        min_tissue=min_tissue,
+        exhaustive=exhaustive,
+        tumour_share=tumour_share,
+        max_tiles=max_tiles,
+        seed=seed,
+        max_places=max_places,
+    )
+    for note in outlines_of(tiles).get(slide.slide_id, {}).get("notes", []):
+        warnings.warn(note, stacklevel=2)
+    return tiles
+
+
+def _tile(
+    slide: Slide,
+    annotations: Annotations | None,
+    *,
+    mpp: float,
+    tile_px: int,
+    stride_px: int | None,
+    min_tissue: float,
+    exhaustive: bool,
+    tumour_share: float,
+    max_tiles: int | None,
+    seed: int,
+    max_places: int,
+) -> pd.DataFrame:
+    """As :func:`tile_slide`; notes on outlines stay in the table's metadata."""
     _check_settings(min_tissue, tumour_share, max_tiles)
     scale = mpp / slide.mpp
     if scale * MAX_UPSAMPLING < 1:
@@ -150,26 +190,29 @@ def tile_slide(
         )
     side, pitch = tile_px * scale, (tile_px if stride_px is None else stride_px) * scale
     _check_places(slide, pitch, max_places)
-    corners = grid(slide.dimensions, side_px=side, pitch_px=pitch)
-    tissue = _tissue(slide, corners, side)
-    keep = np.flatnonzero(tissue >= min_tissue)
+    places = grid(slide.dimensions, side_px=side, pitch_px=pitch)
+    share = _tissue(slide, places, side)
+    keep = np.flatnonzero(share >= min_tissue)
     if max_tiles is not None and len(keep) > max_tiles:
         # Lots are drawn for every place of the grid, so that one tile more or less of tissue
         # changes one tile of the draw, not all of it.
         rng = np.random.default_rng([seed, zlib.crc32(slide.slide_id.encode())])
-        lots = rng.random(len(corners))[keep]
+        lots = rng.random(len(places))[keep]
         keep = np.sort(keep[np.argsort(lots)[:max_tiles]])
-    corners = corners[keep]
+    corners = places[keep]
     columns: dict[str, Any] = {
         "slide_id": np.full(len(keep), slide.slide_id, object),
         "x": corners[:, 0],
         "y": corners[:, 1],
         "size": round(side),
         "slide_mpp": slide.mpp,
-        "tissue": tissue[keep],
+        "tissue": share[keep],
     }
+    where: dict[str, Any] = {"path": str(slide.path.absolute()), "mpp": slide.mpp}
+    where |= dict(zip(("width", "height"), slide.dimensions, strict=True))
+    where["stride_px"] = stride_px or tile_px
     if annotations is not None:
-        _check_place(annotations, slide)
+        where["outlines"] = how_read(annotations, slide, places[share > 0], side)
         x, y = corners.T
         columns["label"], columns["region"] = label_tiles(
             shapely.box(x, y, x + side, y + side),
@@ -177,9 +220,6 @@ def tile_slide(
             exhaustive=exhaustive,
             tumour_share=tumour_share,
         )
-    where: dict[str, Any] = {"path": str(slide.path.absolute()), "mpp": slide.mpp}
-    where |= dict(zip(("width", "height"), slide.dimensions, strict=True))
-    where["stride_px"] = stride_px or tile_px
     return make_table(
         columns,
         mpp=mpp,
@@ -196,6 +236,8 @@ def tile_slides(
     stride_px: int | None = None,
     min_tissue: float = 0.5,
     annotations_dir: str | Path | None = None,
+    tumour: Collection[str] = (),
+    bounds: bool = False,
     not_exhaustive: Collection[str] = (),
     no_tumour: Collection[str] = (),
     tumour_share: float = 0.5,
@@ -219,6 +261,10 @@ def tile_slides(
         min_tissue: Likewise.
         annotations_dir: Folder with an ``.xml`` or ``.geojson`` file named like each annotated
             slide. Labels of slides without a file are missing.
+        tumour: The names of outlines that mean tumour, instead of those that
+            :func:`sslpath.annotations.reading_of` knows.
+        bounds: Whether outlines are counted from the corner of the scanned area, as QuPath counts
+            them on slides that have one smaller than the slide (MRXS, SCN), not from the slide's.
         not_exhaustive: Ids of slides where what is not outlined is unknown, not normal. Capitals
             do not matter.
         no_tumour: Ids of slides known to hold no tumour: without a file, their labels are 0.
@@ -236,6 +282,9 @@ def tile_slides(
             that was stopped can be made again and goes on. The caller removes it in the end.
         progress: Show a bar.
 
+    Warns once of slides without a file of annotations, of outlines that lie off the tissue or were
+    left out, and of names that may mean tumour and were not read so.
+
     Returns:
         The table of tiles, in the order of ``slides``; and the slides that gave no tiles.
 
@@ -246,18 +295,19 @@ def tile_slides(
     """
     slides = list(slides)
     _check_ids(slides)
-    if annotations_dir is not None:
-        _check_annotations(Path(annotations_dir), slides)
+    drawn = _annotations(annotations_dir, slides)
     _check_settings(min_tissue, tumour_share, max_tiles)
+    known = _named(slides, no_tumour, "no_tumour")
     job = partial(
         _tile_one,
         mpp=mpp,
         tile_px=tile_px,
         stride_px=stride_px,
         min_tissue=min_tissue,
-        annotations_dir=None if annotations_dir is None else Path(annotations_dir).absolute(),
+        tumour=tuple(tumour),
+        bounds=bounds,
         not_exhaustive=_named(slides, not_exhaustive, "not_exhaustive"),
-        no_tumour=_named(slides, no_tumour, "no_tumour"),
+        no_tumour=known,
         tumour_share=tumour_share,
         max_tiles=max_tiles,
         seed=seed,
@@ -268,9 +318,9 @@ def tile_slides(
     failures: dict[int, Failure] = {}
     with tqdm(total=len(slides), desc="tiling", unit="slide", disable=not progress) as bar:
         if scheduler is None:
-            done = _run(job, slides, workers, timeout_s)
+            done = _run(job, drawn, workers, timeout_s)
         else:
-            done = each(scheduler, job, [slide.absolute() for slide in slides])
+            done = each(scheduler, job, [(slide.absolute(), files) for slide, files in drawn])
         # Closed here and now: the garbage collector may do it in a thread of the pool's own, which
         # cannot wait for itself.
         with closing(done):
@@ -282,9 +332,11 @@ def tile_slides(
                 if on_error == "raise":
                     raise result
                 failures[i] = Failure(slides[i].slide_id, str(slides[i].path), str(result))
-    return _join([tables[i] for i in sorted(tables)], mpp, tile_px), [
-        failures[i] for i in sorted(failures)
-    ]
+    tiles = _join([tables[i] for i in sorted(tables)], mpp, tile_px)
+    if annotations_dir is not None:
+        bare = [slide.slide_id for slide, files in drawn if not files]
+        warn_of_outlines(tiles, [s for s in bare if s not in known], annotations_dir, tumour)
+    return tiles, [failures[i] for i in sorted(failures)]
 
 
 def _check_settings(min_tissue: float, tumour_share: float, max_tiles: int | None) -> None:
@@ -321,56 +373,52 @@ def _check_ids(slides: list[Slide]) -> None:
         raise ConfigError("A slide is listed twice. List each once.")
 
 
-def _named(slides: list[Slide], ids: Collection[str], what: str) -> frozenset[str]:
-    """The ids as the slides have them; capitals do not matter, as for annotations."""
-    wanted, own = {name.lower() for name in ids}, {slide.slide_id.lower() for slide in slides}
-    unknown = [name for name in ids if name.lower() not in own]
-    if unknown:
-        raise ConfigError(
-            f"{what} names {', '.join(unknown)}, but no slide is called so. Slides are called like "
-            f"their files without the ending: {', '.join(s.slide_id for s in slides[:5])}."
-        )
-    return frozenset(s.slide_id for s in slides if s.slide_id.lower() in wanted)
+def _named(slides: list[Slide], names: Collection[str], what: str) -> frozenset[str]:
+    """The ids of the slides that names mean."""
+    files = {slide.slide_id: slide.path.name for slide in slides}
+    return frozenset(slides_named(names, files, what).values())
 
 
-def _check_annotations(folder: Path, slides: list[Slide]) -> None:
-    if not folder.is_dir():
+Drawn = tuple[Slide, list[Path]]  # a slide and its files of annotations
+
+
+def _annotations(folder: str | Path | None, slides: list[Slide]) -> list[Drawn]:
+    if folder is None:
+        return [(slide, []) for slide in slides]
+    if not Path(folder).is_dir():
         raise ConfigError(f"The folder of annotations {folder} does not exist.")
-    if slides and not any(annotation_files(slide.slide_id, folder) for slide in slides):
-        warnings.warn(
-            f"No file in {folder} is named like a slide: nothing is labelled from it. Annotations "
-            f"of {slides[0].slide_id} would be {slides[0].slide_id}.xml or .geojson.",
-            stacklevel=3,
-        )
+    files = annotation_files([slide.slide_id for slide in slides], Path(folder).absolute())
+    return [(slide, files[slide.slide_id]) for slide in slides]
 
 
 def _tile_one(
-    slide: Slide,
+    drawn: Drawn,
     *,
-    annotations_dir: Path | None,
+    tumour: tuple[str, ...],
+    bounds: bool,
     not_exhaustive: frozenset[str],
     no_tumour: frozenset[str],
     parts: Path | None,
     **settings: Any,
 ) -> pd.DataFrame | SslpathError:
     """The table of a slide, or the error that it gave."""
+    slide, files = drawn
     try:
+        _check_name(slide)
         part = None
         if parts is not None:
             known = slide.slide_id in not_exhaustive, slide.slide_id in no_tumour
-            part = parts / _part_name(slide, annotations_dir, (*known, settings))
+            part = parts / _part_name(slide, files, (*known, tumour, bounds, settings))
             with suppress(TableError):
                 return load_tiles(part)
-        annotations = None
-        if annotations_dir is not None:
-            annotations = annotations_of(slide.slide_id, annotations_dir)
+        file = the_file(slide.slide_id, files)
+        annotations = None if file is None else load_annotations(file, tumour)
         if annotations is None and slide.slide_id in no_tumour:
             annotations = Annotations()
-        tiles = tile_slide(
-            slide,
-            annotations=annotations,
-            exhaustive=slide.slide_id not in not_exhaustive,
-            **settings,
+        if annotations is not None and bounds:
+            annotations = annotations.moved(*slide.scanned[:2])
+        tiles = _tile(
+            slide, annotations, exhaustive=slide.slide_id not in not_exhaustive, **settings
         )
     except SslpathError as error:
         return error
@@ -380,42 +428,70 @@ def _tile_one(
             "an empty slide, a stain that is not H&E, or tiles wider than the slide."
         )
     if part is not None:
+        part.unlink(missing_ok=True)  # damaged, or it would have been used
         save_tiles(tiles, part)
     return tiles
 
 
-def _part_name(slide: Slide, annotations_dir: Path | None, settings: object) -> str:
-    """A name for the tiles of a slide that changes with all that they depend on."""
-    files = [slide.path]
-    if annotations_dir is not None:
-        files += annotation_files(slide.slide_id, annotations_dir)
+def _check_name(slide: Slide) -> None:
     try:
-        states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        f"{slide.slide_id}{slide.path.absolute()}".encode()
+    except UnicodeEncodeError as error:
+        raise SlideError(
+            f"The name of {str(slide.path)!r} is not UTF-8, so no table can hold it. Rename it."
+        ) from error
+
+
+def _part_name(slide: Slide, annotations: list[Path], settings: object) -> str:
+    """A name for the tiles of a slide that changes with all that they depend on."""
+    try:
+        states = [
+            (file.stat().st_size, file.stat().st_mtime_ns) for file in (slide.path, *annotations)
+        ]
     except OSError as error:
         raise SlideError(f"Cannot reach {error.filename}: {error.strerror}.") from error
+    files = slide.path, *annotations
     which = __version__, files, states, slide.slide_id, slide.mpp_override, settings
     return hashlib.sha256(repr(which).encode()).hexdigest()[:24] + ".parquet"
 
 
+PART = re.compile(r"\.?[0-9a-f]{24}(\..*\.tmp)?\.parquet")
+
+
+def remove_parts(folder: str | Path) -> None:
+    """Remove the tables of single slides that :func:`tile_slides` kept in ``parts``, no other file.
+
+    The folder goes too if nothing else is in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if PART.fullmatch(path.name):
+            path.unlink()
+    with suppress(OSError):  # other files are in it
+        folder.rmdir()
+
+
 def _run(
-    job: Callable[[Slide], pd.DataFrame | SslpathError],
-    slides: list[Slide],
+    job: Callable[[Drawn], pd.DataFrame | SslpathError],
+    slides: list[Drawn],
     workers: int,
     timeout_s: float,
 ) -> Generator[tuple[int, pd.DataFrame | SslpathError], None, None]:
     """Results by position in ``slides``, in the order in which they are ready."""
     if workers <= 1 or len(slides) <= 1:
-        for i, slide in enumerate(slides):
-            yield i, job(slide)
+        for i, one in enumerate(slides):
+            yield i, job(one)
         return
     pool = ProcessPool(min(workers, len(slides)))
     futures: dict[Future[pd.DataFrame | SslpathError], int] = {
-        pool.schedule(job, args=[slide], timeout=timeout_s): i for i, slide in enumerate(slides)
+        pool.schedule(job, args=[one], timeout=timeout_s): i for i, one in enumerate(slides)
     }
     try:
         for future in as_completed(futures):
             i = futures[future]
-            path = slides[i].path
+            path = slides[i][0].path
             try:
                 yield i, future.result()
             except ProcessExpired:
@@ -431,16 +507,6 @@ def _run(
     finally:
         pool.stop()  # type: ignore[no-untyped-call]
         pool.join()
-
-
-def _check_place(annotations: Annotations, slide: Slide) -> None:
-    whole = shapely.box(0, 0, *slide.dimensions)
-    areas = annotations.regions.values()
-    if areas and not any(shapely.intersects(area, whole) for area in areas):
-        raise AnnotationError(
-            f"All outlines of {annotations.path} lie outside the slide {slide.path}. They belong "
-            "to another slide, or are not in level-0 px."
-        )
 
 
 def _tissue(slide: Slide, corners: NDArray[np.int64], side: float) -> NDArray[np.float32]:

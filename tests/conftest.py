@@ -76,6 +76,39 @@ def write_lossless(
     return path
 
 
+def write_scn(path: Path, image: NDArray[np.uint8], corner: tuple[int, int]) -> Path:
+    """A Leica SCN of 0.5 um a pixel: the scanned area starts at ``corner`` of a larger slide."""
+    nm = round(MPP * 1000)
+    (height, width), (left, top) = image.shape[:2], corner
+    whole = width + left + 300, height + top + 200
+    overview = np.full((96, 80, 3), 240, np.uint8)
+
+    def part(name: str, ifd: int, size: tuple[int, int], area: tuple[int, ...], by: float) -> str:
+        x, y, w, h = (side * nm for side in area)
+        return (
+            f'<image name="{name}"><device model="Leica SCN400" version="1.5"/>'
+            f'<pixels sizeX="{size[0]}" sizeY="{size[1]}">'
+            f'<dimension sizeX="{size[0]}" sizeY="{size[1]}" r="0" ifd="{ifd}"/></pixels>'
+            f'<view sizeX="{w}" sizeY="{h}" offsetX="{x}" offsetY="{y}" spacingZ="0"/>'
+            f"<scanSettings><objectiveSettings><objective>{by}</objective></objectiveSettings>"
+            "<illuminationSettings><illuminationSource>brightfield</illuminationSource>"
+            "</illuminationSettings></scanSettings></image>"
+        )
+
+    about = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+        f'<collection name="c" sizeX="{whole[0] * nm}" sizeY="{whole[1] * nm}">'
+        + part("overview", 0, (80, 96), (0, 0, *whole), 0.6)
+        + part("scan", 1, (width, height), (left, top, width, height), 20)
+        + "</collection></scn>"
+    )
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        how = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+        tiff.write(overview, **(how | {"tile": (32, 32)}), description=about)
+        tiff.write(image, **how, resolution=(1e4 / MPP,) * 2, resolutionunit="CENTIMETER")
+    return path
+
+
 @pytest.fixture(scope="session")
 def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic slide of 2000 x 1500 px at 0.5 um with a disc of tissue."""

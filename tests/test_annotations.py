@@ -1,6 +1,9 @@
 """Outlines: ASAP XML and GeoJSON, broken and hostile files; shapely and pixels as oracles."""
 
+import gzip
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,11 @@ from shapely.geometry.base import BaseGeometry
 
 from sslpath.annotations import (
     Annotations,
+    annotation_files,
+    annotations_of,
+    load_annotations,
     read_annotations,
+    reading_of,
     write_geojson,
 )
 from sslpath.errors import AnnotationError
@@ -50,6 +57,9 @@ def feature(geometry: BaseGeometry | None, **properties: object) -> dict[str, ob
 
 
 def write(path: Path, content: object) -> Path:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+        return path
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
 
@@ -83,9 +93,74 @@ def test_overlapping_tumour_outlines_count_once(tmp_path: Path) -> None:
     assert read_annotations(write(tmp_path / "a.xml", text)).tumour.area == pytest.approx(600)
 
 
-def test_dots_are_passed_over(tmp_path: Path) -> None:
-    read = read_annotations(write(tmp_path / "a.xml", asap(("_0", [(5, 5)]), kind="Dot")))
+@pytest.mark.parametrize("kind", ["Dot", "PointSet", "Measurement"])
+def test_points_and_lines_are_passed_over_and_a_file_of_nothing_else_is_warned_of(
+    tmp_path: Path, kind: str
+) -> None:
+    path = write(tmp_path / "a.xml", asap(("_0", list(SQUARE)), kind=kind))
+    with pytest.warns(UserWarning, match=r"a\.xml holds no area, only points and lines \(1\)"):
+        read = read_annotations(path)
     assert read.regions == {}
+
+
+def test_points_are_put_into_their_order(tmp_path: Path) -> None:
+    corners = box_points(0, 0, 20, 10)
+    text = asap(("_0", [corners[0], corners[2], corners[1], corners[3]]))
+    shuffled = text.replace('Order="1"', 'Order="x"').replace('Order="2"', 'Order="1"')
+    read = read_annotations(write(tmp_path / "a.xml", shuffled.replace('Order="x"', 'Order="2"')))
+    assert read.tumour.equals(shapely.box(0, 0, 20, 10))
+
+
+@pytest.mark.parametrize("order", ["0", "", "first"])
+def test_points_whose_order_tells_nothing_stay_as_listed(tmp_path: Path, order: str) -> None:
+    text = re.sub(r'Order="\d+"', f'Order="{order}"', asap(("_0", list(SQUARE))))
+    assert read_annotations(write(tmp_path / "a.xml", text)).tumour.equals(shapely.Polygon(SQUARE))
+
+
+def test_orders_are_numbers_not_texts(tmp_path: Path) -> None:
+    angle = np.linspace(0, 2 * np.pi, 13)[:-1]
+    corners: list[tuple[object, object]] = [
+        (50 + 40 * np.cos(a), 50 + 40 * np.sin(a)) for a in angle
+    ]
+    read = read_annotations(write(tmp_path / "a.xml", asap(("_0", corners))))
+    assert read.tumour.area == pytest.approx(shapely.Polygon(corners).area)
+
+
+GROUPS = """<AnnotationGroups>
+<Group Name="Grade 3" PartOfGroup="Carcinoma"/><Group Name="Carcinoma" PartOfGroup="None"/>
+<Group Name="lumen" PartOfGroup="exclude"/><Group Name="exclude" PartOfGroup="Carcinoma"/>
+<Group Name="left" PartOfGroup="right"/><Group Name="right" PartOfGroup="left"/>
+</AnnotationGroups>"""
+
+
+def test_a_group_means_what_the_nearest_group_around_it_means(tmp_path: Path) -> None:
+    drawn = asap(
+        ("Grade 3", list(SQUARE)), ("lumen", box_points(30, 30, 60, 60)),
+        ("left", box_points(200, 200, 300, 300)),
+    )  # fmt: skip
+    path = write(
+        tmp_path / "a.xml", re.sub("<AnnotationGroups>.*</AnnotationGroups>", GROUPS, drawn)
+    )
+    read = read_annotations(path)
+    assert {name: read.reading(name) for name in read.regions} == {
+        "Grade 3": "tumour",
+        "lumen": "cut out",
+        "left": "region",
+    }
+    assert read.tumour.area == 100 * 100 - 30 * 30
+    assert read_annotations(path, tumour=["right"]).tumour.equals(shapely.box(200, 200, 300, 300))
+
+
+def test_normal_tissue_inside_a_tumour_is_taken_out_of_it_and_around_it_is_not(
+    tmp_path: Path,
+) -> None:
+    inside = asap(("metastases", list(SQUARE)), ("normal", box_points(30, 30, 60, 60)))
+    read = read_annotations(write(tmp_path / "inside.xml", inside))
+    assert read.tumour.area == 100 * 100 - 30 * 30
+    assert read.excluded.is_empty  # so tiles in it are labelled 0
+    around = asap(("metastases", list(SQUARE)), ("normal", box_points(0, 0, 500, 500)))
+    read = read_annotations(write(tmp_path / "around.xml", around))
+    assert read.tumour.area == 100 * 100
 
 
 def test_an_asap_file_without_outlines_says_no_tumour(tmp_path: Path) -> None:
@@ -141,6 +216,71 @@ def test_the_class_of_a_feature_is_found_in_each_common_place(
         assert read.tumour.area == 4
 
 
+@pytest.mark.parametrize(
+    ("properties", "name"),
+    [
+        ({"classification": {"names": ["Tumor", "Positive"]}}, "Tumor: Positive"),
+        ({"classification": {"names": ["Tumor"], "name": "old"}}, "Tumor"),
+        ({"classification": '{"name": "Tumor", "color": [200, 0, 0]}'}, "Tumor"),
+        ({"classification": '{"names": ["Tumor", "Negative"]}'}, "Tumor: Negative"),
+        ({"classification": ["Tumor", "Positive"]}, "Tumor: Positive"),
+        ({"classification": {"name": "  Tumor\t"}}, "Tumor"),
+        ({"classification": {}, "name": "Tumor"}, "Tumor"),
+        ({"classification": None, "name": " ", "label": "Tumor"}, "Tumor"),
+    ],
+)
+def test_classes_are_read_as_each_version_of_qupath_and_geopandas_write_them(
+    tmp_path: Path, properties: dict[str, object], name: str
+) -> None:
+    drawn = feature(shapely.box(0, 0, 2, 2), objectType="annotation", **properties)
+    read = read_annotations(write(tmp_path / "a.geojson", [drawn]))
+    assert list(read.regions) == [name]
+    assert read.tumour.area == 4
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        feature(shapely.box(0, 0, 2, 2), objectType="cell", classification={"name": "Tumor"}),
+        feature(shapely.box(0, 0, 2, 2), objectType="detection", classification={"name": "Tumor"}),
+        feature(shapely.box(0, 0, 2, 2), objectType="tile", classification={"name": "Tumor"}),
+        feature(shapely.box(0, 0, 2, 2), object_type="Detection", name="Tumor"),
+        feature(shapely.box(0, 0, 2, 2), name="Tumor") | {"id": "PathCellObject"},
+        feature(shapely.box(0, 0, 2, 2), name="Tumor") | {"nucleusGeometry": None},
+    ],
+)
+def test_detections_of_qupath_are_not_outlines(tmp_path: Path, cell: dict[str, object]) -> None:
+    outline = feature(shapely.box(10, 10, 13, 13), name="Tumor") | {"id": "PathAnnotationObject"}
+    path = write(tmp_path / "a.geojson", [cell, cell, outline])
+    with pytest.warns(UserWarning, match=r"2 detections .* were passed over"):
+        assert read_annotations(path).tumour.area == 9
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        shapely.box(0, 0, 3, 3),
+        shapely.MultiPolygon([shapely.box(0, 0, 3, 3)]),
+        shapely.GeometryCollection([shapely.Point(1, 1), shapely.box(0, 0, 3, 3)]),
+    ],
+)
+def test_a_bare_geometry_is_read_as_an_outline_without_a_name(
+    tmp_path: Path, geometry: BaseGeometry
+) -> None:
+    read = read_annotations(write(tmp_path / "a.geojson", shapely.to_geojson(geometry)))
+    assert {name: area.area for name, area in read.regions.items()} == {"unnamed": 9}
+
+
+def test_packed_files_and_byte_order_marks_are_read(tmp_path: Path) -> None:
+    text = json.dumps([feature(shapely.box(0, 0, 2, 2), name="Tumor")])
+    (tmp_path / "a.geojson.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "b.geojson").write_bytes(text.encode("utf-8-sig"))
+    (tmp_path / "c.json").write_bytes(text.encode("utf-16"))
+    (tmp_path / "d.xml.gz").write_bytes(gzip.compress(asap(("_0", list(SQUARE))).encode()))
+    areas = [read_annotations(path).tumour.area for path in sorted(tmp_path.iterdir())]
+    assert areas == [4, 4, 4, 10_000]
+
+
 def test_points_lines_and_features_without_a_place_are_passed_over(tmp_path: Path) -> None:
     features = [
         feature(shapely.Point(1, 1), name="tumour"),
@@ -159,7 +299,148 @@ def test_excluded_names_are_not_kinds_of_tissue() -> None:
     assert drawn.excluded.area == 1
 
 
+# Names
+
+
+@pytest.mark.parametrize(
+    ("reading", "names"),
+    [
+        (
+            "tumour",
+            "Tumor|tumour| TUMOR |Tumors|Tumor: Positive|Tumor: Negative|Invasive tumor|tumor_1|"
+            "tumour grade 2|Tumor region 3|Tumor*|Metastasis|metastases|metastatic cancer|"
+            "invasive ductal carcinoma|Tumor cells|lymph node metastasis|_0|_1",
+        ),
+        (
+            "region",
+            "Tumor-free stroma|tumor free|Non-tumor|no tumor|Tumor bed|Tumor stroma|Peritumoral|"
+            "Tumor-infiltrating lymphocytes|Tumor border|Stroma|Stroma: Tumor|Immune cells|"
+            "Necrosis|Region*|Other|unnamed|None|Nontumor|tissue|artifact|class_1|abnormal|12|*",
+        ),
+        ("normal", "normal|Normal tissue|negative|Negative|benign|Benign glands|healthy mucosa"),
+        ("cut out", "_2|Exclude|exclusion|Excluded area|Ignore*|ignored|cut-out|Holes"),
+    ],
+)
+def test_names_are_read_as_people_mean_them(reading: str, names: str) -> None:
+    assert {name: reading_of(name) for name in names.split("|")} == dict.fromkeys(
+        names.split("|"), reading
+    )
+
+
+def test_names_of_tumour_that_are_given_replace_the_default() -> None:
+    given = ["Lesion", "ROI"]
+    named = {name: reading_of(name, given) for name in ("LESION", "lesion: big", " ROI", "Tumor")}
+    assert named == {
+        "LESION": "tumour",
+        "lesion: big": "tumour",
+        " ROI": "tumour",
+        "Tumor": "region",
+    }
+    assert reading_of("_2", given) == "cut out"
+    assert reading_of("normal", ["Normal"]) == "tumour"  # what is given comes first
+    combined, apart = (unicodedata.normalize(form, "tumör") for form in ("NFC", "NFD"))
+    assert reading_of(combined, [apart]) == "tumour"
+
+
+# Files of a folder
+
+
+def test_files_are_found_by_the_name_of_the_slide_in_all_its_forms(tmp_path: Path) -> None:
+    square = json.dumps([feature(shapely.box(0, 0, 2, 2), name="Tumor")])
+    for name, slide_id in {
+        "a.geojson": "a",
+        "b.JSON": "B",
+        "c.svs.geojson": "c",
+        "d.2.geojson": "d.2",
+        "e.tif.xml.gz": "E",
+        unicodedata.normalize("NFD", "fälle.geojson"): unicodedata.normalize("NFC", "Fälle"),
+    }.items():
+        (tmp_path / name).write_text(square)
+        found = annotation_files([slide_id], tmp_path)[slide_id]
+        assert [path.name for path in found] == [name]
+
+
+def test_files_that_are_hidden_or_named_otherwise_are_not_a_slides(tmp_path: Path) -> None:
+    for name in ("._a.geojson", ".a.xml", "a.txt", "a.2.geojson", "aa.geojson", "a.backup.json"):
+        (tmp_path / name).touch()
+    assert annotation_files(["a"], tmp_path) == {"a": []}
+
+
+def test_slides_that_differ_in_capitals_alone_have_the_file_of_just_that_name(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "case.xml").touch()
+    found = annotation_files(["case", "Case", "other"], tmp_path)
+    assert found == {"case": [tmp_path / "case.xml"], "Case": [], "other": []}
+
+
+def test_a_slide_with_two_files_is_refused_and_without_any_is_none(tmp_path: Path) -> None:
+    write(tmp_path / "a.xml", asap())
+    write(tmp_path / "a.tif.json", [])
+    with pytest.raises(AnnotationError, match=r"Slide a has several annotations: .*Keep one"):
+        annotations_of("a", tmp_path)
+    assert annotations_of("b", tmp_path) is None
+
+
 # Odd and hostile files
+
+
+def winding(points: list[tuple[float, float]], x: float, y: float) -> float:
+    """How many times points go round a place: the angle they sweep, seen from there."""
+    angle = np.unwrap(np.arctan2(*(np.array([*points, points[0]]) - (x, y)).T[::-1]))
+    return (angle[-1] - angle[0]) / (2 * np.pi)
+
+
+TWICE = [(100, 100), (900, 100), (900, 900), (100, 900), (100, 100)]
+TWICE += [(300, 300), (700, 300), (700, 700), (300, 700), (300, 300)]
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_ring_that_winds_twice_has_no_hole(tmp_path: Path, direction: int) -> None:
+    ring = [*TWICE, TWICE[0]][::direction]
+    drawn = write(tmp_path / "a.xml", asap(("_0", ring)))
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    other = [{"type": "Feature", "geometry": geometry, "properties": {"name": "Tumor"}}]
+    for path in (drawn, write(tmp_path / "a.geojson", other)):
+        assert read_annotations(path).tumour.area == pytest.approx(800 * 800)
+
+
+whole = st.integers(0, 12)
+
+
+@settings(deadline=None, max_examples=150)
+@given(ring=st.lists(st.tuples(whole, whole), min_size=3, max_size=14))
+def test_a_repair_keeps_inside_what_the_points_wind_around(
+    ring: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("ring")
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    write(folder / "a.geojson", {"type": "Feature", "geometry": geometry})
+    write(folder / "a.xml", asap(("unnamed", list(ring))))
+    x, y = np.random.default_rng(0).uniform(0, 12, (2, 60))
+    inside = [round(winding(ring, *place)) != 0 for place in zip(x, y, strict=True)]
+    for path in folder.iterdir():
+        area = load_annotations(path).regions.get("unnamed", shapely.MultiPolygon())
+        assert area.is_valid
+        assert shapely.contains_xy(area, x, y).tolist() == inside
+
+
+def test_a_hole_that_crosses_itself_or_its_ring_is_taken_out_as_drawn(tmp_path: Path) -> None:
+    outer = [(0, 0), (100, 0), (100, 100), (0, 100)]
+    bow = [(20, 20), (40, 40), (40, 20), (20, 40)]
+    across = [(80, 40), (120, 40), (120, 60), (80, 60)]
+    geometry = {"type": "Polygon", "coordinates": [outer, bow, across]}
+    read = read_annotations(
+        write(tmp_path / "a.geojson", {"type": "Feature", "geometry": geometry})
+    )
+    assert read.regions["unnamed"].area == pytest.approx(10_000 - 200 - 400)
+
+
+def test_an_outline_whose_holes_leave_nothing_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    geometry = {"type": "Polygon", "coordinates": [SQUARE, box_points(0, 0, 200, 200)]}
+    path = write(tmp_path / "a.geojson", {"type": "Feature", "geometry": geometry})
+    with pytest.warns(UserWarning, match=r"feature 0: left out, for its holes cover all of it"):
+        assert not read_annotations(path).regions
 
 
 def test_an_outline_that_crosses_itself_is_repaired(tmp_path: Path) -> None:
@@ -202,7 +483,12 @@ OUTSIDE = """<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/ho
         ("null.geojson", "null", "not GeoJSON"),
         ("text.geojson", '["a"]', "feature 0: expected a GeoJSON Feature"),
         ("other.geojson", '{"shapes": []}', "expected a GeoJSON Feature"),
-        ("bare.geojson", '{"type": "Polygon", "coordinates": []}', "expected a GeoJSON Feature"),
+        ("bare.geojson", '{"type": "Polygon", "coordinates": null}', "no lists of coordinates"),
+        ("geos.json", '{"type": "GeometryCollection", "geometries": 3}', "no list of geometries"),
+        ("huge.json", '{"type": "Polygon", "coordinates": [[[1%s, 2]]]}' % ("0" * 400), "number"),
+        ("cut.json.gz", gzip.compress(b"[" * 999)[:20], "not whole gzip"),
+        ("text.xml.gz", b"<ASAP_Annotations/>", "not whole gzip"),
+        ("page.xml", '<?xml version="1.0" encoding="klingon"?><a/>', "not whole XML"),
         (
             "kind.geojson",
             [{"type": "Feature", "geometry": {"type": "Circle"}}],
@@ -237,6 +523,67 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None
     (tmp_path / "folder.xml").mkdir()
     with pytest.raises(AnnotationError, match=r"folder\.xml"):
         read_annotations(tmp_path / "folder.xml")
+
+
+# Real files. The numbers were counted from their text, without the package: annotations by name,
+# areas by the shoelace formula.
+
+COUNTED = {
+    "asap/camelyon16_tumor_009.xml": {"metastasis": ("tumour", 850_599_497)},
+    "asap/camelyon16_tumor_039.xml": {
+        "metastasis": ("tumour", 206_963_347),
+        "negative": ("normal", 10_555_763),
+    },
+    "asap/camelyon16_tumor_085.xml": {"metastasis": ("tumour", 479_677_040)},
+    "asap/tab_008_060_HE.xml": {
+        "artifact": ("region", 11_331_884),
+        "tissue": ("region", 72_968_260),
+        "background": ("region", 73_701_266),
+    },
+    "asap/tissue_tumor_021.xml": {
+        "tissue": ("region", 3_918_065_197),
+        "negative": ("normal", 77_808_789),
+    },
+    "asap/wsidicom_asap-dot.xml": {},
+    "asap/wsidicom_asap-pointset.xml": {},
+    "asap/wsidicom_asap-polygon.xml": {"None": ("region", 28_616.8)},
+    "geojson/coscialab_TD_01.geojson": {
+        "class_1": ("region", 90_855.24),
+        "class_2": ("region", 57_909.33),
+    },
+    "geojson/dlup_qupath05.geojson": {"UT": ("region", 51_687.5), "I": ("region", 117_310.5)},
+    "geojson/histoqc_geojson_example.json": {
+        "Tumor": ("tumour", 2_265_677_914),
+        "Invborder": ("region", 1_545_939_628),
+    },
+    "geojson/histoqc_holed.geojson": {"unnamed": ("region", 7_827_735)},
+    "geojson/large_image_sample.geojson": {"unnamed": ("region", 2168)},
+    "geojson/qupath_core_polygon.geojson": {"unnamed": ("region", 54_694_790)},
+    "geojson/wsidicom_qupath-ellipse.json": {"ellipse": ("region", 45_350.45)},
+    "geojson/wsidicom_qupath-line.json": {},
+    "geojson/wsidicom_qupath-polygon-cell-classified.json": {
+        "Cell": ("region", 257.39),
+        "Nucleus": ("region", 185.2),
+    },
+    "geojson/wsidicom_qupath-rectangle.json": {"rectangle": ("region", 210 * 176)},
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_real_files_have_the_names_and_areas_counted_from_their_text(
+    shared: Path, name: str
+) -> None:
+    read = load_annotations(shared / "real" / "annotations" / name)
+    found = {key: (read.reading(key), area.area) for key, area in read.regions.items()}
+    # Outlines that cross themselves or overlap: the formula counts what lies inside twice twice.
+    assert found == {
+        key: (how, pytest.approx(a, rel=2e-5)) for key, (how, a) in COUNTED[name].items()
+    }
+
+
+def test_normal_tissue_drawn_into_a_real_metastasis_is_taken_out_of_it(shared: Path) -> None:
+    read = load_annotations(shared / "real/annotations/asap/camelyon16_tumor_039.xml")
+    assert read.tumour.area == pytest.approx(206_963_347 - 10_555_763, rel=1e-5)
 
 
 # Shares of tiles

@@ -100,7 +100,7 @@ def test_what_is_no_colour_image_is_refused(tmp_path: Path) -> None:
         convert(tmp_path / "a.txt", tmp_path / "a.tif", 0.5)
     deep = np.zeros((100, 100, 3), np.uint16)
     tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb")
-    with pytest.raises(SlideError, match=r"deep\.tif has 3 channels of type ushort"):
+    with pytest.raises(SlideError, match=r"deep\.tif has 16 bits a sample and values up to 0 of"):
         convert(tmp_path / "deep.tif", tmp_path / "b.tif", 0.5)
     stack = np.zeros((5, 100, 100), np.uint8)
     tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
@@ -123,7 +123,7 @@ def test_wrong_settings_are_refused(image: Path, tmp_path: Path) -> None:
     same = tmp_path / "same.tif"
     pyvips.Image.new_from_file(str(image)).tiffsave(str(same))
     before = same.read_bytes()
-    with pytest.raises(ConfigError, match="is the image itself"):
+    with pytest.raises(ConfigError, match="is there already"):
         convert(same, same, 0.5)
     assert same.read_bytes() == before
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from camelyon import random_weights
 from conftest import draw_tissue, write_slide
@@ -102,6 +103,42 @@ def test_tiling_that_was_stopped_goes_on_and_leaves_nothing(work: Path) -> None:
     assert set(counts.index) == {"0", "1", "2"}
     assert (tiles["tissue"] == 0.125).sum() == len(tampered)
     assert not (work / "again.parts").exists()
+
+
+def test_tiling_deletes_no_file_that_it_did_not_make(work: Path) -> None:
+    parts, failed = work / "again.parts", work / "again.failed.csv"
+    parts.mkdir()
+    for name in ("mine.parquet", "notes.txt", "0123.parquet"):
+        (parts / name).write_text("mine")
+    words = ["tile", work / "slides", *TILE, "--out", work / "again.parquet"]
+    assert run(*words).returncode == 0
+    assert sorted(path.name for path in parts.iterdir()) == [
+        "0123.parquet",
+        "mine.parquet",
+        "notes.txt",
+    ]
+    failed.write_text("slide,what\nmine,1\n")
+    done = run(*words)
+    assert done.returncode == 1
+    assert "again.failed.csv is there" in done.stderr
+    assert failed.read_text() == "slide,what\nmine,1\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["slides/0.tif", "notes.csv", "other.parquet", "image.parquet", ""]
+)
+def test_a_table_is_written_neither_over_another_file_nor_into_a_folder(
+    work: Path, name: str
+) -> None:
+    (work / "notes.csv").write_text("mine")
+    (work / "image.parquet").write_bytes(b"mine")
+    pd.DataFrame({"a": [1]}).to_parquet(work / "other.parquet")
+    before = files(work) | files(work / "slides")
+    done = run("tile", work / "slides", *TILE, "--out", work / name)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert files(work) | files(work / "slides") == before
+    assert not list(work.glob("*.parts"))
 
 
 @pytest.mark.parametrize("change", [("--mpp", "1.0"), ("--max-tiles", "7"), "slide"])

@@ -69,6 +69,23 @@ def test_one_wrapping_folder_is_understood(archive: Path, tmp_path: Path) -> Non
     assert open_source(tiles).read(tiles.head(2)).shape == (2, 50, 50, 3)
 
 
+def test_what_a_mac_leaves_in_an_archive_is_passed_over(archive: Path) -> None:
+    with zipfile.ZipFile(archive, "a") as out:
+        for name in out.namelist():
+            folder, _, file = name.rpartition("/")
+            out.writestr(f"__MACOSX/{folder}/._{file}", b"Mac OS X")
+        out.writestr(".DS_Store", b"x")
+    assert len(idc_tiles(archive, progress=False)) == 18
+
+
+def test_a_tile_with_both_labels_is_left_out_with_a_warning(archive: Path) -> None:
+    with zipfile.ZipFile(archive, "a") as out:
+        out.writestr("8863/1/8863_idx5_x1_y51_class1.png", png(0))
+    with pytest.warns(UserWarning, match=r"both labels were left out: 1, such as 8863 at 1, 51"):
+        tiles = idc_tiles(archive, progress=False)
+    assert len(tiles) == 17
+
+
 def test_another_zip_is_refused_with_the_layout_it_should_have(tmp_path: Path) -> None:
     path = tmp_path / "other.zip"
     with zipfile.ZipFile(path, "w") as out:

@@ -7,6 +7,7 @@ import numpy as np
 import openslide
 import pytest
 import shapely
+from conftest import write_lossless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ from sslpath.datasets.phantom import (
     regions,
     render,
 )
-from sslpath.errors import ConfigError
+from sslpath.errors import ConfigError, DataError
 
 SMALL = {"width": 1024, "height": 768, "tumour": 0.4}
 
@@ -266,3 +267,17 @@ def test_blur_fold_and_pen_change_the_picture_but_not_the_ground_truth() -> None
         marked, same, _ = render(PhantomSpec(seed=5, **SMALL, **{accident: True}))
         assert (same.labels == layout.labels).all()
         assert (marked != plain).any()
+
+
+@pytest.mark.parametrize("kind", ["text", "TIFF"])
+def test_a_file_that_is_no_phantom_is_not_replaced_by_one(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "phantom_000.tif"
+    if kind == "text":
+        path.write_bytes(b"mine")
+    else:
+        write_lossless(path, [np.zeros((256, 256, 3), np.uint8)])
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"phantom_000\.tif is there, and is no phantom"):
+        make_phantoms(tmp_path, 1, progress=False, width=512, height=512)
+    assert path.read_bytes() == before
+    assert not path.with_suffix(".geojson").exists()

@@ -100,6 +100,43 @@ def test_a_tile_of_no_size_is_refused(slide_path: Path, size: int, mpp: float) -
         Slide(slide_path).read(0, 0, size, mpp)
 
 
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarray]]:
+    """A slide of 40001 x 601 px and its levels, each pixel the mean of four: 300 is not 601 / 2."""
+    y, x = np.mgrid[:601, :40001]
+    levels = [np.stack([x // 160, abs(x % 400 - 200), y // 3], axis=2).astype(np.uint8)]
+    for _ in range(2):
+        height, width = (side // 2 for side in levels[-1].shape[:2])
+        fours = levels[-1][: 2 * height, : 2 * width].reshape(height, 2, width, 2, 3)
+        levels.append(fours.mean((1, 3)).round().astype(np.uint8))
+    path = tmp_path_factory.mktemp("narrow") / "narrow.tif"
+    return write_lossless(path, levels), levels
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_far_along_a_narrow_slide_a_level_is_read_where_it_lies(
+    narrow: tuple[Path, list[np.ndarray]], level: int
+) -> None:
+    path, levels = narrow
+    step = 2**level
+    for x, y in ((0, 0), (20_000, 80), (39_600, 200)):
+        tile = Slide(path).read(x, y, 100, MPP * step).astype(int)
+        top, left = y // step, x // step
+        expected = levels[level][top : top + 100, left : left + 100].astype(int)
+        # Colours say where a pixel is: red roughly and green by each px along, blue by 3 px across.
+        assert (np.abs(tile - expected).max(axis=(0, 1)) <= (1, step - 1, 1)).all()
+
+
+def test_a_thumbnail_of_a_narrow_slide_shows_each_place_where_it_says(
+    narrow: tuple[Path, list[np.ndarray]],
+) -> None:
+    path, levels = narrow
+    small, mpp = Slide(path).thumbnail(mpp=4 * MPP)
+    step = mpp / MPP
+    middles = ((np.arange(small.shape[1]) + 0.5) * step).astype(int)
+    assert np.abs(small[50].astype(int) - levels[0][200, middles]).max() <= 3
+
+
 def test_what_lies_outside_the_slide_is_white_not_black(slide_path: Path) -> None:
     width, height = Slide(slide_path).dimensions
     for mpp in (MPP, 0.8):

@@ -146,6 +146,36 @@ def test_files_that_have_moved_are_found_under_the_new_root(
         assert np.array_equal(found.read(table.iloc[[0, -1]]), here)
 
 
+@pytest.mark.parametrize(
+    ("paths", "places"),
+    [
+        (["C:\\s\\a.svs", "C:\\s\\b.svs"], ["a.svs", "b.svs"]),
+        (["C:\\s\\1\\a.svs", "c:/S/2/b.svs"], ["1/a.svs", "2/b.svs"]),
+        (["C:\\s\\a.svs", "D:\\t\\b.svs"], ["s/a.svs", "t/b.svs"]),
+        (["\\\\server\\share\\s\\a.svs", "\\\\server\\share\\b.svs"], ["s/a.svs", "b.svs"]),
+        (["/data/s/a.svs", "/data/s/t/b.svs"], ["a.svs", "t/b.svs"]),
+        (["/data/a.svs", "/data/A/b.svs"], ["a.svs", "A/b.svs"]),
+    ],
+)
+def test_a_table_of_any_system_finds_its_slides_under_a_root(
+    slide_path: Path, tmp_path: Path, paths: list[str], places: list[str]
+) -> None:
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).symlink_to(slide_path)
+    names = {name: {"path": path, "mpp": MPP} for name, path in zip("ab", paths, strict=True)}
+    table = make_table(
+        {"slide_id": ["a", "b"], "x": 600, "y": 500, "size": 50, "slide_mpp": MPP},
+        mpp=MPP,
+        tile_px=50,
+        source={"kind": "slides", "slides": names},
+    )
+    pixels = open_source(table, tmp_path).read(table)
+    assert np.array_equal(pixels, [Slide(slide_path).read(600, 500, 50, MPP)] * 2)
+    with pytest.raises(SlideError, match=r"No slide at .*--root DIR"):
+        open_source(table).read(table)
+
+
 def relocated(source: dict, old: Path, new: Path) -> dict:
     def move(path: str) -> str:
         return str(new / Path(path).relative_to(old))

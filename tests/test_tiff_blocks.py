@@ -1,5 +1,6 @@
 """JPEG blocks of TIFF slides: OpenSlide's pixels, and OpenSlide itself where they would not be."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffTags
 
 from sslpath import handles, tiff_blocks
+from sslpath.errors import TileReadError
 from sslpath.handles import open_slide, read_level
 from sslpath.slides import Slide
 
@@ -88,6 +90,35 @@ def test_a_slide_with_a_block_that_was_not_scanned_shows_its_background(
         tag.overwrite((0, *tag.value[1:]))
     assert (Slide(path).read(0, 0, 128, MPP) == 255).all()
     assert np.array_equal(Slide(path).read(480, 416, 128, MPP), native(path, (480, 416), 0, 128))
+
+
+def test_a_slide_with_a_damaged_first_block_is_compared_once_and_not_at_each_read(
+    pyramid: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.tif"
+    data = bytearray(pyramid.read_bytes())
+    with tifffile.TiffFile(pyramid) as tiff:
+        start = tiff.pages[0].dataoffsets[0]
+    data[start : start + 200] = bytes(200)
+    damaged.write_bytes(data)
+    opened, counting = [], [True]
+
+    def count(event: str, details: tuple[object, ...]) -> None:
+        if event == "open" and counting and str(details[0]) == str(damaged):
+            opened.append(details)
+
+    sys.addaudithook(count)  # which stays until the process ends
+    for i in range(20):
+        tile = read_level(damaged, 0, (500 + i, 500), (224, 224))
+        assert np.array_equal(tile, read_level(pyramid, 0, (500 + i, 500), (224, 224)))
+    with pytest.raises(TileReadError, match="Cannot decode"):
+        read_level(damaged, 0, (0, 0), (224, 224))
+    once = len(opened)
+    for i in range(20):
+        read_level(damaged, 0, (600 + i, 500), (224, 224))
+    assert len(opened) - once <= 3  # the failed read gave its handle up
+    assert once <= 12
+    counting.clear()
 
 
 @pytest.mark.parametrize(

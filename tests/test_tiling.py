@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from conftest import MPP, draw_tissue, write_lossless, write_slide
+from conftest import MPP, draw_tissue, write_lossless, write_scn, write_slide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslpath.annotations import Annotations, write_geojson
 from sslpath.errors import AnnotationError, ConfigError, SlideError
+from sslpath.labels import names_read
 from sslpath.slides import Slide
 from sslpath.sources import open_source
 from sslpath.table import load_tiles, save_tiles
@@ -239,6 +240,39 @@ def test_the_region_is_the_name_that_covers_most_of_the_tile(slide_path: Path) -
     assert pd.isna(row[1500])
 
 
+def test_a_file_of_points_alone_labels_nothing(slide_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "disc.geojson").write_text('{"type": "Point", "coordinates": [900, 700]}')
+    how = {"mpp": MPP, "tile_px": 100, "annotations_dir": tmp_path, "progress": False}
+    with pytest.warns(UserWarning, match=r"disc\.geojson holds no area, only points"):
+        tiles, _ = tile_slides([Slide(slide_path)], **how)
+    assert tiles["label"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("drawn", "note"),
+    [
+        (
+            {"Tumor": shapely.box(1500, 1000, 2900, 1900)},
+            "mostly outside of the scanned area: 1 of",
+        ),
+        ({"Tumor": shapely.box(0, 0, 90, 90)}, "where there is no tissue: 1 of 1"),
+        ({"Stroma": shapely.box(0, 0, 90, 90)}, "where there is no tissue: 1 of 1"),
+    ],
+)
+def test_outlines_off_the_slide_or_its_tissue_are_warned_of(
+    slide_path: Path, drawn: dict[str, shapely.Geometry], note: str
+) -> None:
+    with pytest.warns(UserWarning, match=f"case.xml: outlines {note}"):
+        tile_slide(Slide(slide_path), **WHOLE, annotations=Annotations(drawn, path="case.xml"))
+
+
+def test_an_outline_of_glass_beside_others_is_not_warned_of(slide_path: Path) -> None:
+    drawn = {"background": shapely.box(0, 0, 90, 90), "Stroma": shapely.box(700, 500, 900, 900)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tile_slide(Slide(slide_path), **WHOLE, annotations=Annotations(drawn))
+
+
 def test_outlines_that_all_lie_outside_the_slide_are_refused(slide_path: Path) -> None:
     far = Annotations({"tumour": shapely.box(90_000, 0, 91_000, 10)}, path="case.xml")
     with pytest.raises(AnnotationError, match=r"case\.xml lie outside the slide .*disc\.tif"):
@@ -402,7 +436,7 @@ def test_ids_of_slides_may_differ_in_capitals_as_annotations_do(folder: Path) ->
 
 @pytest.mark.parametrize("which", ["not_exhaustive", "no_tumour"])
 def test_an_id_that_is_no_slide_is_refused_by_name(folder: Path, which: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{which} names Tumor_9, but no slide .*: a\."):
+    with pytest.raises(ConfigError, match=rf"{which} names 'Tumor_9', but no slide .*: a\."):
         tile_slides(
             [Slide(folder / "a.tif")],
             mpp=MPP,
@@ -414,11 +448,72 @@ def test_an_id_that_is_no_slide_is_refused_by_name(folder: Path, which: str) -> 
 
 def test_a_folder_of_annotations_that_fits_no_slide_is_warned_about(folder: Path) -> None:
     settings = {"mpp": MPP, "tile_px": 100, "annotations_dir": folder, "progress": False}
-    with pytest.warns(UserWarning, match=r"No file in .* would be a\.xml or \.geojson"):
+    with pytest.warns(UserWarning, match=r"for 1 of the slides.*: a\. .* No file there is named"):
         tile_slides([Slide(folder / "a.tif")], **settings)
+    with pytest.warns(UserWarning, match=r"for 1 of the slides.*: a\. .* or \.xml\.$"):
+        tile_slides([Slide(folder / "a.tif"), Slide(folder / "b.tif")], **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # known to hold no tumour: no file is missing
+        both = [Slide(folder / "a.tif"), Slide(folder / "b.tif")]
+        tile_slides(both, no_tumour=["a"], **settings)
+
+
+def test_outlines_counted_from_the_scanned_area_are_warned_of_and_can_be_moved(
+    tmp_path: Path,
+) -> None:
+    image, (left, top) = draw_tissue(1000, 800), (700, 900)
+    slide = Slide(write_scn(tmp_path / "case.scn", image, (left, top)))
+    assert slide.scanned == (left, top, 1000, 800)
+    inside = shapely.box(300, 200, 600, 500)  # as QuPath writes it
+    write_geojson({"Tumor": inside}, tmp_path / "case.geojson")
+    settings = {"mpp": MPP, "tile_px": 100, "annotations_dir": tmp_path, "progress": False}
+    with pytest.warns(UserWarning, match=r"outside of the scanned area.*\(700, 900\).*--bounds"):
+        tiles, _ = tile_slides([slide], **settings)
+    assert not (tiles["label"] == 1).any()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        tiles, _ = tile_slides([slide], bounds=True, **settings)
+    x, y = tiles["x"] + 50 - left, tiles["y"] + 50 - top  # middles of tiles in the scanned area
+    assert ((tiles["label"] == 1) == shapely.contains_xy(inside, x, y)).all()
+    assert (tiles["label"] == 1).sum() == 9
+
+
+def test_bounds_change_nothing_on_a_slide_that_was_scanned_whole(folder: Path) -> None:
+    settings = {"mpp": MPP, "tile_px": 100, "annotations_dir": folder, "progress": False}
+    one, other = (tile_slides([Slide(folder / "b.tif")], bounds=b, **settings)[0] for b in (0, 1))
+    pd.testing.assert_frame_equal(one, other)
+
+
+def test_names_that_mean_tumour_can_be_given_and_what_was_read_is_kept(folder: Path) -> None:
+    squares = {"Lesion": shapely.box(0, 0, 1000, 1500), "Tumor bed": shapely.box(0, 0, 500, 500)}
+    write_geojson(squares, folder / "B.geojson")
+    settings = {"mpp": MPP, "tile_px": 100, "annotations_dir": folder, "progress": False}
+    with pytest.warns(UserWarning, match=r"No outline has a name that means tumour.*Lesion \(1\)"):
+        tiles, _ = tile_slides([Slide(folder / "b.tif")], **settings)
+    assert set(tiles["label"]) == {0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiles, _ = tile_slides([Slide(folder / "b.tif")], tumour=["lesion"], **settings)
+    assert set(tiles["label"].dropna()) == {0, 1}
+    assert names_read(tiles) == (
+        "Outlines (slides) read as tumour: Lesion (1); region: Tumor bed (1)"
+    )
+    with pytest.warns(UserWarning, match=r"No outline is named lesoin\."):
+        tile_slides([Slide(folder / "b.tif")], tumour=["Lesion", "lesoin"], **settings)
+
+
+def test_a_name_that_mentions_tumour_and_is_not_read_so_is_warned_of_once(folder: Path) -> None:
+    for name in ("a", "b"):
+        squares = {"Tumor": shapely.box(0, 0, 1000, 1500), "Tumor bed": shapely.box(0, 0, 500, 500)}
+        write_geojson(squares, folder / f"{name}.geojson")
+    (folder / "B.geojson").unlink()
+    settings = {"mpp": MPP, "tile_px": 100, "annotations_dir": folder, "progress": False}
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         tile_slides([Slide(folder / "a.tif"), Slide(folder / "b.tif")], **settings)
+    (message,) = (str(one.message) for one in warned)
+    assert message.startswith("Not read as tumour: Tumor bed. Outlines (slides) read as tumour: Tu")
+    assert "region: Tumor bed (2)" in message
 
 
 def test_a_slide_may_have_another_name_than_its_file(folder: Path) -> None:
@@ -427,6 +522,7 @@ def test_a_slide_may_have_another_name_than_its_file(folder: Path) -> None:
     assert set(tiles["slide_id"]) == {"b"}
     assert tiles["label"].notna().any()  # by the annotations of b
     where = tiles.attrs["source"]["slides"]["b"]
+    assert where.pop("outlines")["names"] == {"tumour": "tumour"}
     assert where == {
         "path": str(folder / "c.tif"), "mpp": MPP, "width": 2000, "height": 1500, "stride_px": 100
     }  # fmt: skip

@@ -191,8 +191,8 @@ def data_convert(options: argparse.Namespace) -> int:
     out = options.out or options.image.with_suffix(".tif")
     if options.out is None and options.image.suffix.lower() in (".tif", ".tiff"):
         out = options.image.with_name(f"{options.image.stem.removesuffix('.ome')}-slide.tif")
-    if out.exists() and out.samefile(options.image):
-        raise ConfigError(f"--out would overwrite the image {options.image}; give another name.")
+    if out.exists():
+        raise ConfigError(f"{out} is there already. Delete it, or give the slide another --out.")
     convert(options.image, out, options.mpp, quality=options.quality)
     say(f"{out}: next, sslpath tile {out} --mpp {max(0.5, options.mpp):g} --out tiles.parquet")
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sslpath.errors import ConfigError
 from sslpath.files import atomic_path
 
 if TYPE_CHECKING:
@@ -127,16 +128,36 @@ def imagenet_encoder(options: argparse.Namespace) -> "Encoder":
     )
 
 
+def check_report(path: Path) -> None:
+    """Refuse to write failures over a file that is no such list.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if path.is_dir() or (path.exists() and not _is_report(path)):
+        raise ConfigError(
+            f"{path} is there, and is not of sslpath, which would list there what fails. Move it, "
+            "or choose another --out."
+        )
+
+
+def _is_report(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().strip().split(",")[-1] == "error"
+
+
 def report(failures: "list[Any] | pd.DataFrame", path: Path, what: str) -> int:
     """Write failures, if there are any, and choose the exit code."""
     import pandas as pd
 
     frame = pd.DataFrame(failures)
     if frame.empty:
-        path.unlink(missing_ok=True)
+        if path.exists() and _is_report(path):
+            path.unlink()
         return 0
     with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False)
+        # A name of a file may hold bytes that are no text.
+        frame.to_csv(temporary, index=False, errors="backslashreplace")
     warn(f"{len(frame)} {what}; see {path}")
     return FAILED
 

@@ -1,13 +1,21 @@
 """``sslpath tile``: slides to a table of tiles."""
 
 import argparse
-import shutil
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslpath.commands.shared import command, count, positive, report, say, scheduler_option, warn
-from sslpath.errors import ConfigError, DataError, PixelSizeError, SlideError
+from sslpath.commands.lists import with_mpp, with_patients
+from sslpath.commands.shared import (
+    check_report,
+    command,
+    count,
+    positive,
+    report,
+    say,
+    scheduler_option,
+    warn,
+)
+from sslpath.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,19 +23,16 @@ if TYPE_CHECKING:
     from sslpath.commands.shared import Commands
     from sslpath.slides import Slide
 
-SLIDE_SUFFIXES = {
-    *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide"),
-    *(".bif", ".vms", ".vmu", ".dcm", ".czi"),
-}
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 DEFAULTS: dict[str, Any] = {"mpp": 0.5, "tile_px": 224, "min_tissue": 0.5}
 # Tiles of a zip are cut already, and labelled: these options have nothing to act on.
 FOR_SLIDES = (
-    *("mpp", "tile_px", "stride_px", "min_tissue", "max_tiles", "annotations"),
-    *("not_exhaustive", "no_tumour", "mpp_override", "preview", "camelyon16"),
+    *("mpp", "tile_px", "stride_px", "min_tissue", "max_tiles", "annotations", "tumour", "bounds"),
+    *("not_exhaustive", "no_tumour", "mpp_override", "preview", "camelyon16", "scheduler"),
 )
 # What a copy of Camelyon16 says itself.
-OF_CAMELYON16 = ("annotations", "not_exhaustive", "no_tumour", "patients")
+OF_CAMELYON16 = ("annotations", "tumour", "bounds", "not_exhaustive", "no_tumour", "patients")
+# What has nothing to act on without annotations.
+OF_ANNOTATIONS = ("tumour", "bounds", "not_exhaustive")
 
 
 def add(commands: "Commands") -> None:
@@ -67,6 +72,21 @@ def add(commands: "Commands") -> None:
         type=Path,
         metavar="DIR",
         help="ASAP .xml or .geojson files named like the slides",
+    )
+    p.add_argument(
+        "--tumour",
+        nargs="+",
+        metavar="NAME",
+        help="names of the outlines that are tumour: classes of QuPath, groups of ASAP (default: "
+        "words for tumour, such as Tumor, metastasis or Invasive carcinoma, and _0 and _1 of "
+        "Camelyon16). Each run says which names it met and how it read them",
+    )
+    p.add_argument(
+        "--bounds",
+        action="store_const",
+        const=True,
+        help="outlines are counted from the corner of the scanned area, not of the slide: QuPath "
+        "writes them so for slides that are larger than what was scanned (MRXS, SCN)",
     )
     p.add_argument(
         "--not-exhaustive",
@@ -124,20 +144,27 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath tile``."""
-    from sslpath.table import save_tiles, split_by_patient
+    from sslpath.labels import names_read
+    from sslpath.table import check_out, save_tiles, split_by_patient
+    from sslpath.tiling import remove_parts
 
+    failed = options.out.with_suffix(".failed.csv")
+    check_out(options.out)
+    check_report(failed)
     failures: list[Any] = []
-    if len(options.slides) == 1 and options.slides[0].suffix.lower() == ".zip":
+    is_zip = len(options.slides) == 1 and options.slides[0].suffix.lower() == ".zip"
+    if is_zip:
         tiles = _tiles_of_zip(options)
     else:
         tiles, failures = _tile_slides(options)
     if options.patients is not None:
-        tiles = _with_patients(tiles, options.patients)
+        tiles = with_patients(tiles, options.patients)
     if options.camelyon16:
         from sslpath.datasets.camelyon16 import split_of
 
         tiles["split"] = tiles["slide_id"].map(split_of).astype("str")
-    if not tiles["split"].isin(["train", "test"]).all():
+    chosen = tiles["split"].isin(["train", "test"]).all()
+    if not chosen:
         tiles = split_by_patient(tiles)
     save_tiles(tiles, options.out)
     tumour, other = (int((tiles["label"] == value).sum()) for value in (1, 0))
@@ -146,13 +173,16 @@ def run(options: argparse.Namespace) -> int:
         f"{options.out}: {len(tiles):,} tiles of {tiles['slide_id'].nunique()} slides ({counts}); "
         f"train {(tiles['split'] == 'train').sum():,}, test {(tiles['split'] == 'test').sum():,}"
     )
-    if len(set(tiles["split"])) == 1:
+    if names := names_read(tiles):
+        say(f"{names}.")
+    if len(set(tiles["split"])) == 1 and not chosen:
         warn(
             f"so few patients that all are {tiles['split'].iloc[0]}: choose their split with "
             "--patients to train and to test"
         )
-    code = report(failures, options.out.with_suffix(".failed.csv"), "slides gave no tiles")
-    shutil.rmtree(parts_of(options.out), ignore_errors=True)
+    code = report(failures, failed, "slides gave no tiles")
+    if not is_zip:
+        remove_parts(parts_of(options.out))
     return code
 
 
@@ -161,14 +191,19 @@ def parts_of(table: Path) -> Path:
     return table.with_suffix(".parts")
 
 
+def _flags(names: list[str]) -> str:
+    """Options as they are typed."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
 def _tiles_of_zip(options: argparse.Namespace) -> "pd.DataFrame":
     from sslpath.datasets.idc import idc_tiles
 
     given = [name for name in FOR_SLIDES if getattr(options, name) is not None]
     if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(
-            f"The tiles of {options.slides[0]} are cut and labelled already: leave out {flags}."
+            f"The tiles of {options.slides[0]} are cut and labelled already: leave out "
+            f"{_flags(given)}."
         )
     tiles = idc_tiles(options.slides[0])
     partial = tiles.attrs["source"]["partial_tiles_left_out"]
@@ -177,19 +212,25 @@ def _tiles_of_zip(options: argparse.Namespace) -> "pd.DataFrame":
 
 
 def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]":
+    from sslpath.slide_files import find_slides
     from sslpath.tiling import tile_slides
 
+    idle = [name for name in OF_ANNOTATIONS if getattr(options, name) is not None]
+    if options.annotations is None and idle and not options.camelyon16:
+        raise ConfigError(f"{_flags(idle)} says how to read outlines: name their --annotations.")
     settings = {
         name: default if getattr(options, name) is None else getattr(options, name)
         for name, default in DEFAULTS.items()
     }
     slides = _camelyon16(options) if options.camelyon16 else find_slides(options.slides)
-    slides = _with_mpp(slides, options.mpp_override)
+    slides = with_mpp(slides, options.mpp_override)
     tiles, failures = tile_slides(
         slides,
         **settings,
         stride_px=options.stride_px,
         annotations_dir=options.annotations,
+        tumour=options.tumour or (),
+        bounds=bool(options.bounds),
         not_exhaustive=options.not_exhaustive or (),
         no_tumour=options.no_tumour or (),
         max_tiles=options.max_tiles,
@@ -220,10 +261,9 @@ def _camelyon16(options: argparse.Namespace) -> "list[Slide]":
 
     given = [name for name in OF_CAMELYON16 if getattr(options, name) is not None]
     if given or len(options.slides) != 1 or not options.slides[0].is_dir():
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(
             "--camelyon16 takes one folder, a copy of Camelyon16, and says the rest itself: "
-            + (f"leave out {flags}." if given else "name that folder alone.")
+            + (f"leave out {_flags(given)}." if given else "name that folder alone.")
         )
     found = find_camelyon16(options.slides[0])
     folders = {one.outlines.parent for one in found if one.outlines is not None}
@@ -240,140 +280,3 @@ def _camelyon16(options: argparse.Namespace) -> "list[Slide]":
     if any(one.tumour and one.outlines is None for one in found):
         warn("some slides with tumour have no outlines: they stay unlabelled")
     return [Slide(one.path, slide_id=one.slide_id) for one in found]
-
-
-def find_slides(places: list[Path]) -> "list[Slide]":
-    """The slides that ``places`` name: files as they are, folders searched for slide files.
-
-    OpenSlide opens a whole DICOM series from any of its files, so all of them are one slide. It is
-    called like its folder, or like its first file if the folder holds other series too.
-    """
-    from sslpath.slides import Slide
-
-    paths = [path for place in places for path in (_inside(place) if place.is_dir() else [place])]
-    # Other files stay apart by their place in the list: one listed twice is a mistake to report.
-    groups: dict[tuple[Path, str], list[Path]] = {}
-    for i, path in enumerate(paths):
-        series = _series(path) if path.suffix.lower() == ".dcm" else f"{i}"
-        groups.setdefault((path.parent, series), []).append(path)
-    in_folder = Counter(folder for folder, _ in groups)
-    return [
-        Slide(files[0], slide_id=folder.resolve().name)
-        if len(files) > 1 and in_folder[folder] == 1
-        else Slide(files[0])
-        for (folder, _), files in groups.items()
-    ]
-
-
-def _inside(folder: Path) -> list[Path]:
-    """The slide files of a folder; its images are mentioned, as they may be slides to be."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    slides = [path for path in files if path.suffix.lower() in SLIDE_SUFFIXES]
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if any(path.suffix.lower() == ".vms" for path in slides):
-        images = []  # such a slide consists of JPEGs
-    convert = "`sslpath data convert IMAGE --mpp UM_PER_PIXEL`"
-    if slides and images:
-        warn(
-            f"{folder}: images are skipped ({len(images)}, such as {images[0].name}). {convert} "
-            "makes a slide of an image."
-        )
-    elif images:
-        raise DataError(
-            f"No slides in {folder}, only images ({len(images)}, such as {images[0].name}). Make "
-            f"a slide of each with {convert}."
-        )
-    elif not slides:
-        raise DataError(
-            f"No slides in {folder}: no file ends in {', '.join(sorted(SLIDE_SUFFIXES))}."
-        )
-    return slides
-
-
-def _series(path: Path) -> str:
-    """Which DICOM series a file belongs to; a file that cannot be opened is one of its own."""
-    from sslpath.handles import open_slide
-
-    try:
-        properties = open_slide(path).handle.properties
-    except SlideError:
-        return str(path)
-    return str(properties.get("dicom.SeriesInstanceUID", path))
-
-
-def _with_mpp(slides: "list[Slide]", text: str | None) -> "list[Slide]":
-    """The slides with their pixel sizes: a number where they do not say, or a CSV's."""
-    from sslpath.slides import Slide, check_mpp
-
-    if text is None:
-        return slides
-    try:
-        number = check_mpp(float(text), "--mpp-override")
-    except ValueError:
-        sizes = _sizes(Path(text))
-    else:
-        sizes = {slide.slide_id: number for slide in slides if _is_silent(slide)}
-    return [
-        Slide(slide.path, sizes.get(slide.slide_id), slide_id=slide.slide_id) for slide in slides
-    ]
-
-
-def _is_silent(slide: "Slide") -> bool:
-    """Whether a slide does not say its pixel size, or says one that cannot be."""
-    try:
-        float(slide.mpp)
-    except PixelSizeError:
-        return True
-    except SlideError:  # broken: that is reported when it is tiled
-        return False
-    return False
-
-
-def _sizes(path: Path) -> dict[str, float]:
-    """Pixel sizes by slide, of a CSV with the columns wsi (a slide's name or file) and mpp."""
-    import pandas as pd
-
-    table = _read_csv(path, ["wsi", "mpp"]).set_index("wsi")["mpp"]
-    sizes = pd.to_numeric(table, errors="coerce").dropna()
-    names = {str(name): float(size) for name, size in sizes.items()}
-    return {key: size for name, size in names.items() for key in (Path(name).stem, name)}
-
-
-def _read_csv(path: Path, columns: list[str]) -> "pd.DataFrame":
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"Cannot read {path} as CSV: {error}") from error
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise ConfigError(f"{path} lacks the columns {missing}; it has {list(table)}.")
-    return pd.DataFrame({name: table[name].fillna("").str.strip() for name in table})
-
-
-def _with_patients(tiles: "pd.DataFrame", path: Path) -> "pd.DataFrame":
-    table = _read_csv(path, ["slide_id", "patient_id"])
-    columns = [name for name in ("slide_id", "patient_id", "split") if name in table]
-    table = table[columns].drop_duplicates()
-    table = table[table["slide_id"].isin(tiles["slide_id"])]
-    torn = sorted(table.loc[table["slide_id"].duplicated(), "slide_id"].unique())
-    if torn:
-        raise ConfigError(f"{path} lists {torn[:5]} twice, with different patients or splits.")
-    table = table.set_index("slide_id")
-    unknown = sorted(set(tiles["slide_id"]) - set(table.index[table["patient_id"] != ""]))
-    if unknown:
-        raise ConfigError(f"{path} does not name the patient of {unknown[:5]}.")
-    tiles = tiles.assign(
-        patient_id=tiles["slide_id"].map(table["patient_id"]).astype("str"),
-        split=tiles["slide_id"].map(table["split"]).astype("str") if "split" in table else "",
-    )
-    if "split" not in table:
-        return tiles
-    sides = tiles.groupby("patient_id")["split"].nunique()
-    if (sides > 1).any() or not tiles["split"].isin(["train", "test"]).all():
-        raise ConfigError(
-            f"{path}: every slide needs a split of train or test, the same for all slides of a "
-            f"patient; look at {list(sides[sides > 1].index[:5])}."
-        )
-    return tiles

@@ -48,6 +48,7 @@ CENTRES = {"0": "Radboud", "1": "Utrecht"}
 SCANNERS = {"Radboud": 0.243, "Utrecht": 0.226}
 MPP_TOLERANCE = 0.006
 MANIFEST = "slides.csv"
+COLUMNS = ("slide_id", "patient_id", "split", "class", "outlined", "centre", "path", "outlines")
 MAX_OUTLINE_BYTES = 200_000_000  # of one file in an archive of outlines
 ARCHIVE, CHECKSUMS = "lesion_annotations.zip", "checksums.md5"
 ALWAYS = {ARCHIVE, CHECKSUMS, "reference.csv", "license.txt", "readme.md"}
@@ -118,6 +119,7 @@ def fetch_camelyon16(
         BusyError: If another process fetches into the folder.
     """
     folder, files = Path(folder), list(files)
+    _check_manifest(folder / MANIFEST)
     sums: dict[str, str] = {}
     for one in files:
         if Path(one.key).name.lower() == CHECKSUMS:
@@ -327,14 +329,23 @@ def unpack_outlines(archive: str | Path, folder: str | Path) -> list[Path]:
     return list(bodies)
 
 
+def _check_manifest(path: Path) -> None:
+    """Refuse a folder whose ``slides.csv`` is somebody else's, before anything is fetched."""
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if file.readline().strip() != ",".join(COLUMNS):
+                raise DataError(
+                    f"{path} is there, and is not the list that sslpath writes under this name. "
+                    "Move it, or choose another folder."
+                )
+
+
 def write_manifest(slides: Iterable[CamelyonSlide], path: str | Path) -> None:
     """Write what is known as CSV; its first columns suit ``sslpath tile --patients``."""
     words = {True: "tumour", False: "normal", None: ""}
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["slide_id", "patient_id", "split", "class", "outlined", "centre", "path", "outlines"]
-        )
+        writer.writerow(COLUMNS)
         for one in slides:
             writer.writerow(
                 [

@@ -8,8 +8,9 @@ are best thought of in tile widths. There is one slide a patient.
 """
 
 import re
+import warnings
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 from tqdm import tqdm
@@ -85,7 +86,12 @@ def idc_tiles(path: str | Path, *, progress: bool = True) -> pd.DataFrame:
     """
     rows, foreign, partial = [], 0, 0
     with _open(path) as archive:
-        members = [name for name in archive.namelist() if not name.endswith("/")]
+        # Archives packed on a Mac hold a hidden file beside each of their files.
+        members = [
+            name
+            for name in archive.namelist()
+            if not name.endswith("/") and not PurePosixPath(name).name.startswith(".")
+        ]
         for name in tqdm(members, desc="tiles", unit="tile", disable=not progress):
             match = NAME.match(name)
             if match is None:
@@ -111,7 +117,7 @@ def idc_tiles(path: str | Path, *, progress: bool = True) -> pd.DataFrame:
             f"{path} mixes several layouts ({foreign} other files); "
             f"expected the layout of {IDC.file}."
         )
-    frame = frame.sort_values(["patient_id", "y", "x"]).drop_duplicates(["patient_id", "x", "y"])
+    frame = _without_contradictions(frame, path).sort_values(["patient_id", "y", "x"])
     tiles = make_table(
         {
             "slide_id": frame["patient_id"].to_numpy(),
@@ -133,6 +139,21 @@ def idc_tiles(path: str | Path, *, progress: bool = True) -> pd.DataFrame:
         },
     )
     return split_by_patient(tiles)
+
+
+def _without_contradictions(frame: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+    """Each tile once; one that is there with both labels is left out with a warning."""
+    place = ["patient_id", "x", "y"]
+    frame = frame.drop_duplicates([*place, "label"])
+    both = frame.duplicated(place, keep=False)
+    if both.any():
+        first = frame[both].iloc[0]
+        warnings.warn(
+            f"{path}: tiles with both labels were left out: {both.sum() // 2}, such as "
+            f"{first['patient_id']} at {first['x']}, {first['y']}.",
+            stacklevel=3,
+        )
+    return frame[~both]
 
 
 def _open(path: str | Path) -> zipfile.ZipFile:

@@ -32,11 +32,12 @@ from sslpath.datasets import phantom_stain as stain
 from sslpath.datasets.phantom_layout import GRID_PX, TISSUES, Layout, make_layout
 from sslpath.datasets.phantom_paint import Painter
 from sslpath.datasets.phantom_texture import cut
-from sslpath.errors import ConfigError
+from sslpath.errors import ConfigError, DataError
 from sslpath.files import atomic_path
 
 __all__ = ["TISSUES", "PhantomSpec", "make_phantom", "make_phantoms", "phantom_specs"]
 
+MADE_HERE = "sslpath phantom "  # how what a slide says of itself begins
 VERSION = 4  # raise it when the same spec gives other pixels: slides of older versions are re-made
 TILE_PX = 256
 
@@ -90,7 +91,7 @@ class PhantomSpec:
     def fingerprint(self) -> str:
         """What a finished slide records, so that another spec or version is noticed."""
         text = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)
-        return "sslpath phantom " + hashlib.sha256(text.encode()).hexdigest()[:16]
+        return MADE_HERE + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def phantom_specs(n: int, seed: int = 0, **changes: Any) -> list[PhantomSpec]:
@@ -208,6 +209,10 @@ def _make(folder: Path, slide_id: str, spec: PhantomSpec) -> Path:
     path, outlines = folder / f"{slide_id}.tif", folder / f"{slide_id}.geojson"
     if _is_complete(path, spec) and outlines.exists():
         return path
+    if path.exists() and not _is_ours(path):
+        raise DataError(
+            f"{path} is there, and is no phantom slide of sslpath. Choose another folder for them."
+        )
     rgb, layout, look = render(spec)
     # The slide comes last: whoever finds it, finds the outlines of the same spec.
     path.unlink(missing_ok=True)
@@ -227,6 +232,17 @@ def _make(folder: Path, slide_id: str, spec: PhantomSpec) -> Path:
             resunit="cm",
         )
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a phantom slide, also one that was cut short."""
+    try:
+        image = pyvips.Image.new_from_file(str(path))
+    except pyvips.Error:
+        with path.open("rb") as file:
+            return file.read(2) in (b"II", b"MM")  # of TIFF
+    said = image.get("image-description") if image.get_typeof("image-description") else ""
+    return str(said).startswith(MADE_HERE)
 
 
 def _is_complete(path: Path, spec: PhantomSpec) -> bool:
