@@ -3,6 +3,7 @@
 Meaning never hangs on colour alone: each colour comes with a marker or a line style of its own.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from io import BytesIO
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
+from sslpath.errors import ConfigError
 from sslpath.files import atomic_path
 
 # At least 20 apart in CIELAB, also to the colour-blind (deuteranopia, protanopia, tritanopia).
@@ -63,6 +65,7 @@ STYLE: dict[str, Any] = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }
+MADE_BY = "sslpath, with Matplotlib"  # what pictures say of themselves
 P = ParamSpec("P")
 
 
@@ -87,9 +90,26 @@ def styled(draw: Callable[P, Picture]) -> Callable[P, Picture]:
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 200) -> None:
-    """Save a figure as PNG, PDF or SVG, by the ending of ``path``; never half of it."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
+    """Save a figure as PNG, PDF or SVG, by the ending of ``path``; never half of it.
+
+    Raises:
+        ConfigError: If a file is there that sslpath did not save.
+    """
+    path = Path(path)
+    if path.exists() and (path.is_dir() or MADE_BY.encode() not in path.read_bytes()):
+        raise ConfigError(
+            f"{path} is there, and is no picture of sslpath. Move it, or choose another name."
+        )
+    key = "Software" if path.suffix.lower() == ".png" else "Creator"
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # Names of slides in other scripts than the font has are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(temporary, dpi=dpi, metadata={key: MADE_BY})
+
+
+def as_text(name: str) -> str:
+    """A name as a figure shows it: a dollar begins no formula, and there is a single line."""
+    return " ".join(name.split()).replace("$", r"\$")
 
 
 def look(method: str, i: int = 0) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
 from sslpath.errors import ConfigError
-from sslpath.figure_style import MARKERS, PALETTE, Picture, halo, look, save, styled
+from sslpath.figure_style import MARKERS, PALETTE, Picture, as_text, halo, look, save, styled
 from sslpath.figures_slide import gallery, heat_map, near_far_on_slide, slide_with_grid
 
 __all__ = [
@@ -115,7 +115,7 @@ def umap_panels(
         order = np.random.default_rng(0).permutation(len(xy))  # no group lies on top of another
         for ax, (name, members) in zip(pair, groups.items(), strict=True):
             _scatter(ax, xy[order], members[order], name)
-            ax.set_title(f"{method}, by {name}" if method else f"by {name}")
+            ax.set_title(f"{as_text(method)}, by {name}" if method else f"by {name}")
     return figure
 
 
@@ -190,7 +190,7 @@ def distance_distributions(distances: Mapping[str, tuple[ArrayLike, ArrayLike]])
             ax.hist(scaled, histtype="step", linewidth=1.8, linestyle=style, label=text, **kind)
             ax.axvline(scaled.mean(), color=PALETTE[colour], linewidth=1.2, linestyle=style)
         ratio = np.mean(np.asarray(pair[1])) / unit[method]
-        ax.set_title(f"{method}, ratio {ratio:.2f}")
+        ax.set_title(f"{as_text(method)}, ratio {ratio:.2f}")
         ax.set_xlabel("distance / mean near distance")
         ax.set_yticks([])
         ax.grid(visible=False)
@@ -289,6 +289,6 @@ def results_bars(
         "value and 95 % interval over patients; dotted: chance, or no difference",
         fontsize=9, color=PALETTE["grey"],
     )  # fmt: skip
-    axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].set_yticks(range(len(methods)), [as_text(method) for method in methods])
     axes[0].set_ylim(len(methods) - 0.5, -0.7)
     return figure

@@ -18,7 +18,7 @@ from matplotlib.path import Path as MplPath
 from numpy.typing import ArrayLike, NDArray
 
 from sslpath.errors import TableError
-from sslpath.figure_style import HEAT, PALETTE, Picture, halo, key, scale_bar, styled
+from sslpath.figure_style import HEAT, PALETTE, Picture, as_text, halo, key, scale_bar, styled
 from sslpath.slides import Slide
 from sslpath.table import centres_um
 
@@ -119,7 +119,7 @@ def slide_with_grid(slide: Slide, tiles: pd.DataFrame, *, max_px: int = 2000) ->
             ax.add_patch(_patch(inner, path_effects=halo(3.2), **style))
             handles.append(Patch(label=f"{name} ({mask.sum():,})", **style))
     side = float(np.sqrt(np.abs(np.prod(squares[0, 2] - squares[0, 0]))))
-    ax.set_title(f"{slide.slide_id}: {len(own):,} tiles of {side:.0f} µm")
+    ax.set_title(f"{as_text(slide.slide_id)}: {len(own):,} tiles of {side:.0f} µm")
     key(figure, ax, handles)
     return figure
 
@@ -182,7 +182,7 @@ def near_far_on_slide(
         *centre, marker="*", markersize=17, color=PALETTE["black"], markeredgecolor="white",
         markeredgewidth=1.2, linestyle="none", label="anchor",
     )  # fmt: skip
-    ax.set_title(f"{slide.slide_id}: one anchor, its near and its far tiles")
+    ax.set_title(f"{as_text(slide.slide_id)}: one anchor, its near and its far tiles")
     key(figure, ax, [point, *handles])
     return figure
 
@@ -233,9 +233,9 @@ def heat_map(
         for ax, colour, edge in ((left, PALETTE["black"], "white"), (right, "white", "black")):
             style = {"facecolor": "none", "edgecolor": colour, "linewidth": 1.2}
             ax.add_patch(_patch(outline, path_effects=halo(2.6, edge), **style))
-        left.set_title(f"{slide.slide_id}, tumour outlined")
+        left.set_title(f"{as_text(slide.slide_id)}, tumour outlined")
     else:
-        left.set_title(slide.slide_id)
+        left.set_title(as_text(slide.slide_id))
     right.set_title("score of each tile")
     return figure
 
@@ -273,10 +273,12 @@ def gallery(
         top = i * (block + gap) + gap
         y = top + (block - 0.06 - side) / 2
         _tile(ax, query, 0.1, y, side, PALETTE["black"])
-        ax.text(0.1, top - 0.1, names[i] if names else "query", fontweight="bold", va="bottom")
+        ax.text(
+            0.1, top - 0.1, as_text(names[i]) if names else "query", fontweight="bold", va="bottom"
+        )
         for j, method in enumerate(methods):
             row = top + j * 1.06
-            ax.text(start - 0.1, row + 0.5, method, ha="right", va="center", fontsize=9)
+            ax.text(start - 0.1, row + 0.5, as_text(method), ha="right", va="center", fontsize=9)
             for n, image in enumerate(answers[method][i]):
                 known = -1 if correct is None else int(np.asarray(correct[method])[i, n])
                 colour = {1: PALETTE["blue"], 0: PALETTE["orange"]}.get(known, PALETTE["grey"])

@@ -331,7 +331,8 @@ def tile_slides(
                     continue
                 if on_error == "raise":
                     raise result
-                failures[i] = Failure(slides[i].slide_id, str(slides[i].path), str(result))
+                said = slides[i].slide_id, str(slides[i].path), str(result)
+                failures[i] = Failure(*(_as_text(one) for one in said))
     tiles = _join([tables[i] for i in sorted(tables)], mpp, tile_px)
     if annotations_dir is not None:
         bare = [slide.slide_id for slide, files in drawn if not files]
@@ -431,6 +432,11 @@ def _tile_one(
         part.unlink(missing_ok=True)  # damaged, or it would have been used
         save_tiles(tiles, part)
     return tiles
+
+
+def _as_text(name: str) -> str:
+    """A name as tables can hold it: bytes that are no text are written as in Python."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _check_name(slide: Slide) -> None:

@@ -1,5 +1,6 @@
 """Lists of people's own: pixel sizes and patients, as spreadsheets of all kinds write them."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -253,3 +254,49 @@ def test_a_hidden_file_beside_a_dicom_series_does_not_rename_its_slide(
         (folder / path.name).write_bytes(path.read_bytes())
         (folder / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07Mac OS X")
     assert [slide.slide_id for slide in find_slides(folder)] == ["patient-7"]
+
+
+ODD_NAMES = (
+    "症例1",
+    "a b,c;d",
+    "new\nline",
+    "quote'\"x",
+    "%41",
+    "{0}",
+    "$x$ ^y$",
+    "-dash",
+    "x" * 251,
+)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_no_name_of_a_slide_takes_other_slides_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table = tmp_path / "slides", tmp_path / "t.parquet"
+    folder.mkdir()
+    whole = write_slide(folder / "plain.tif", draw_tissue(600, 500)).read_bytes()
+    for name in ODD_NAMES:
+        (folder / f"{name}.tif").write_bytes(whole)
+    Path(os.fsdecode(os.fsencode(folder) + b"/no\xfftext.tif")).write_bytes(whole)
+    os.mkfifo(folder / "pipe.tif")  # which waits forever for whoever opens it
+    words = [
+        "tile",
+        folder,
+        "--mpp",
+        MPP,
+        "--tile-px",
+        64,
+        "--out",
+        table,
+        "--preview",
+        tmp_path / "p",
+    ]
+    assert main([str(word) for word in words]) == 3
+    assert set(load_tiles(table)["slide_id"]) == {"plain", *ODD_NAMES}
+    failed = pd.read_csv(table.with_suffix(".failed.csv"))
+    assert list(failed["slide_id"]) == ["no\\udcfftext"]
+    assert "is not UTF-8, so no table can hold it" in failed["error"][0]
+    shown = {path.stem for path in (tmp_path / "p").iterdir()}
+    assert shown == {"plain", *ODD_NAMES} - {"x" * 251}
+    assert f"no preview of {'x' * 251}" in capsys.readouterr().err

@@ -156,8 +156,7 @@ def report(failures: "list[Any] | pd.DataFrame", path: Path, what: str) -> int:
             path.unlink()
         return 0
     with atomic_path(path) as temporary:
-        # A name of a file may hold bytes that are no text.
-        frame.to_csv(temporary, index=False, errors="backslashreplace")
+        frame.to_csv(temporary, index=False)
     warn(f"{len(frame)} {what}; see {path}")
     return FAILED
 

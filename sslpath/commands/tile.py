@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslpath.commands.lists import with_mpp, with_patients
+from sslpath.commands.lists import read_list, with_mpp, with_patients
 from sslpath.commands.shared import (
     check_report,
     command,
@@ -15,7 +15,7 @@ from sslpath.commands.shared import (
     scheduler_option,
     warn,
 )
-from sslpath.errors import ConfigError, DataError
+from sslpath.errors import ConfigError, DataError, SslpathError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,6 +151,8 @@ def run(options: argparse.Namespace) -> int:
     failed = options.out.with_suffix(".failed.csv")
     check_out(options.out)
     check_report(failed)
+    if options.patients is not None:
+        read_list(options.patients, ["slide_id", "patient_id"])  # now, not after hours
     failures: list[Any] = []
     is_zip = len(options.slides) == 1 and options.slides[0].suffix.lower() == ".zip"
     if is_zip:
@@ -180,6 +182,8 @@ def run(options: argparse.Namespace) -> int:
             f"so few patients that all are {tiles['split'].iloc[0]}: choose their split with "
             "--patients to train and to test"
         )
+    if options.preview is not None:
+        _preview(tiles, options.preview)
     code = report(failures, failed, "slides gave no tiles")
     if not is_zip:
         remove_parts(parts_of(options.out))
@@ -244,14 +248,20 @@ def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]
     if tiles.empty:
         causes = "".join(f"\n  {failure.path}: {failure.error}" for failure in failures[:5])
         raise DataError(f"No tiles: no slide has tissue that could be read.{causes}")
-    if options.preview is not None:
-        from sslpath.figures import save, slide_with_grid
-
-        for slide in slides:
-            own = tiles[tiles["slide_id"] == slide.slide_id]
-            if len(own):
-                save(slide_with_grid(slide, own), options.preview / f"{slide.slide_id}.png")
     return tiles, failures
+
+
+def _preview(tiles: "pd.DataFrame", folder: Path) -> None:
+    """A picture of each slide with its tiles; one that cannot be made does not stop the others."""
+    from sslpath.figures import save, slide_with_grid
+    from sslpath.slides import Slide
+
+    for slide_id, where in tiles.attrs["source"]["slides"].items():
+        slide = Slide(where["path"], where["mpp"], slide_id=slide_id)
+        try:
+            save(slide_with_grid(slide, tiles), folder / f"{slide_id}.png")
+        except (SslpathError, OSError) as error:
+            warn(f"no preview of {slide_id}: {error}")
 
 
 def _camelyon16(options: argparse.Namespace) -> "list[Slide]":
