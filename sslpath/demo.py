@@ -39,7 +39,7 @@ def phantom_folder() -> Path:
     """
     if "SSLPATH_CACHE" in os.environ:
         return Path(os.environ["SSLPATH_CACHE"]) / "phantom"
-    if DATA.is_dir():
+    if (DATA / "results").is_dir():  # a folder `data` beside an installed package is another's
         return DATA / "cache" / "phantom"
     return Path.home() / ".cache" / "sslpath" / "phantom"
 

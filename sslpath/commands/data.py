@@ -107,12 +107,12 @@ def add(commands: "Commands") -> None:
         data_features,
         "compute the ImageNet features that sslpath ships",
         "Compute MobileNetV2's ImageNet features of the demo's phantom tiles and write them in\n"
-        "the compact form that data/ holds, with their provenance. For maintainers.",
+        "the compact form that sslpath ships, with their provenance. For maintainers.",
         "  sslpath data features --imagenet-weights mobilenet_v2.safetensors\n",
     )
     p.add_argument("--imagenet-weights", type=Path, required=True, metavar="FILE")
     p.add_argument("--phantom", type=Path, default=Path("data/cache/phantom"), metavar="DIR")
-    p.add_argument("--out", type=Path, metavar="FILE", help="default: data/features/...")
+    p.add_argument("--out", type=Path, metavar="FILE", help="default: where the package looks")
     p.add_argument("--workers", type=count, default=2)
     p.add_argument(
         "--views",

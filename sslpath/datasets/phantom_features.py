@@ -1,7 +1,7 @@
 """ImageNet features of the demo's phantom tiles, as they come with sslpath.
 
-The demo and the book must run where no weights can be downloaded. So ``data/features`` holds the
-MobileNetV2 features of the phantom tiles, computed by ``sslpath data features`` from ImageNet
+The demo and the book must run where no weights can be downloaded. So the MobileNetV2 features of
+the phantom tiles lie beside this module, computed by ``sslpath data features`` from ImageNet
 weights whose checksum is recorded. They are used only for tiles that are the same: each row is
 matched by slide and position, and pixels are compared through a small fingerprint.
 
@@ -22,9 +22,11 @@ from sslpath.errors import DataError
 from sslpath.files import atomic_path
 from sslpath.sources import TileSource
 
+# Of a checkout; an installed package has none.
 DATA = Path(__file__).resolve().parents[2] / "data"
-SHIPPED = DATA / "features" / "phantom_mobilenet_v2.h5"
-# Features of one augmented view of each training tile, for generic self-supervision.
+SHIPPED = Path(__file__).with_name("phantom_mobilenet_v2.h5")
+# Features of one augmented view of each training tile, for generic self-supervision: the book
+# alone needs them.
 SHIPPED_VIEWS = DATA / "features" / "phantom_mobilenet_v2_views.h5"
 BLOCKS = 4
 TOLERANCE = (
