@@ -20,6 +20,7 @@ mpp) and ``source`` (where the pixels are).
 """
 
 import hashlib
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,11 @@ def save_tiles(tiles: pd.DataFrame, path: str | Path) -> None:
 
 
 def load_tiles(path: str | Path) -> pd.DataFrame:
-    """Read a table of tiles.
+    """Read a table of tiles; a row that is there twice is read once, with a warning.
 
     Raises:
-        TableError: If the file is missing, damaged, or something else.
+        TableError: If the file is missing, damaged, or something else, or has two rows of one tile
+            that differ.
     """
     try:
         frame = pd.read_parquet(path)
@@ -150,7 +152,27 @@ def load_tiles(path: str | Path) -> pd.DataFrame:
         raise TableError(f"No table of tiles at {path}; make one with `sslpath tile`.") from error
     except Exception as error:  # pyarrow raises many kinds on a damaged file
         raise TableError(f"Cannot read {path} as Parquet: {error}") from error
-    return check(frame, str(path))
+    return _each_once(check(frame, str(path)), path)
+
+
+def _each_once(tiles: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+    again = tiles.duplicated(list(KEY))
+    if not again.any():
+        return tiles
+    first = tiles[again].iloc[0]
+    if (again != tiles.duplicated()).any():
+        raise TableError(
+            f"{path} has rows of one tile that differ, such as those of {first['slide_id']} at "
+            f"{first['x']}, {first['y']}. Make the table again with `sslpath tile`."
+        )
+    warnings.warn(
+        f"{path} has {again.sum()} rows twice, such as {first['slide_id']} at {first['x']}, "
+        f"{first['y']}; each is read once.",
+        stacklevel=3,
+    )
+    once = tiles[~again].reset_index(drop=True)
+    once.attrs = tiles.attrs
+    return once
 
 
 def centres_um(tiles: pd.DataFrame) -> NDArray[np.float64]:

@@ -61,6 +61,23 @@ def test_a_file_that_is_no_table_is_refused_by_name(tmp_path: Path) -> None:
         load_tiles(tmp_path / "other.parquet")
 
 
+def test_a_row_that_is_there_twice_is_read_once_and_rows_that_contradict_are_refused(
+    tmp_path: Path,
+) -> None:
+    path, tiles = tmp_path / "t.parquet", some_tiles(label=[1, 0, 1, 0])
+    twice = pd.concat([tiles, tiles.iloc[:1]])
+    twice.attrs = tiles.attrs
+    save_tiles(twice, path)
+    with pytest.warns(UserWarning, match=r"t\.parquet has 1 rows twice, such as s0 at 0, 0"):
+        read = load_tiles(path)
+    pd.testing.assert_frame_equal(read, tiles)
+    assert read.attrs == tiles.attrs
+    twice["label"] = [1, 0, 1, 0, 0]
+    save_tiles(twice, path)
+    with pytest.raises(TableError, match="rows of one tile that differ, such as those of s0 at 0"):
+        load_tiles(path)
+
+
 def test_a_cut_table_is_refused(tmp_path: Path) -> None:
     save_tiles(some_tiles(), tmp_path / "t.parquet")
     whole = (tmp_path / "t.parquet").read_bytes()
