@@ -11,6 +11,7 @@ within a loop is not a hole. Only areas count: points, lines, and QuPath's detec
 tiles, TMA cores) are passed over. What was passed over or left out is said in notes.
 """
 
+import ast
 import gzip
 import io
 import json
@@ -185,12 +186,14 @@ def _geojson(data: bytes, path: Path) -> tuple[list[Outline], list[str]]:
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
-    """A JSON object; also of its text, as GeoPandas writes objects inside of objects."""
+    """A JSON object; also of its text, which GeoPandas writes for objects inside of objects."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return {}
+        for read in (json.loads, ast.literal_eval):  # some leave it to Python to write the text
+            try:
+                value = read(value)
+                break
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                continue
     return value if isinstance(value, dict) else {}
 
 

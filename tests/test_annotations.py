@@ -223,6 +223,7 @@ def test_the_class_of_a_feature_is_found_in_each_common_place(
         ({"classification": {"names": ["Tumor"], "name": "old"}}, "Tumor"),
         ({"classification": '{"name": "Tumor", "color": [200, 0, 0]}'}, "Tumor"),
         ({"classification": '{"names": ["Tumor", "Negative"]}'}, "Tumor: Negative"),
+        ({"classification": "{'name': 'Tumor', 'color': [200, 0, 0]}"}, "Tumor"),
         ({"classification": ["Tumor", "Positive"]}, "Tumor: Positive"),
         ({"classification": {"name": "  Tumor\t"}}, "Tumor"),
         ({"classification": {}, "name": "Tumor"}, "Tumor"),

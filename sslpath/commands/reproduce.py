@@ -209,7 +209,12 @@ def _claim(options: argparse.Namespace) -> None:
     if not path.exists():
         write_json(path, mine)
         return
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is there, and is not of `sslpath reproduce` ({error}). Choose another --out."
+        ) from error
     other = [name for name in mine if mine[name] != earlier.get(name)]
     if other:
         was = ", ".join(f"{name} {earlier.get(name)}" for name in other)
