@@ -9,6 +9,7 @@ run; the input that did it is kept in --work. `tests/test_fuzz.py` does a little
 """
 
 import argparse
+import gzip
 import re
 import subprocess
 import sys
@@ -29,19 +30,32 @@ from PIL import Image
 from reliability import merge
 
 from sslpath.annotations import read_annotations, write_geojson
+from sslpath.commands.lists import read_list
 from sslpath.datasets.camelyon16 import read_reference, unpack_outlines
 from sslpath.descriptor_files import SlideDescriptors, load_in, write_descriptors
 from sslpath.errors import SlideError, SslpathError
 from sslpath.model import ModelConfig, SiameseNetwork, load_model, save_model
 from sslpath.results import read_results, row, write_results
 from sslpath.tiff_blocks import BlockCache, TiffBlocks
+from sslpath.tiff_tags import directories_of, oddity
 
 ASAP = """<?xml version="1.0"?><ASAP_Annotations><Annotations>
 <Annotation Name="Annotation 0" Type="Polygon" PartOfGroup="_0" Color="#F4FA58"><Coordinates>
 <Coordinate Order="0" X="1.5" Y="2"/><Coordinate Order="1" X="90" Y="2"/>
 <Coordinate Order="2" X="90" Y="70"/></Coordinates></Annotation>
 <Annotation Name="Annotation 1" Type="Dot" PartOfGroup="None"><Coordinates/></Annotation>
-</Annotations><AnnotationGroups/></ASAP_Annotations>"""
+<Annotation Name="Annotation 2" Type="Spline" PartOfGroup="inner"><Coordinates>
+<Coordinate Order="0" X="0" Y="0"/><Coordinate Order="2" X="9" Y="0"/>
+<Coordinate Order="1" X="9" Y="9"/><Coordinate Order="3" X="0" Y="9"/></Coordinates></Annotation>
+</Annotations><AnnotationGroups><Group Name="inner" PartOfGroup="normal"/>
+<Group Name="normal" PartOfGroup="None"/></AnnotationGroups></ASAP_Annotations>"""
+QUPATH = """[{"type":"Feature","id":"PathCellObject","geometry":
+{"type":"Point","coordinates":[1,2]}},
+{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[0,0],[9,9],[9,0],[0,9]]]},
+"properties":{"objectType":"annotation","classification":{"names":["Tumor","Positive"]}}},
+{"type":"Feature","geometry":{"type":"GeometryCollection","geometries":[{"type":"MultiPolygon",
+"coordinates":[[[[0,0],[9,0],[9,9]]]]}]},"properties":{"classification":"{'name': 'Tumor'}"}}]"""
+PIXEL_SIZES = 'sep=;\r\nWSI;mpp;note\r\ncase.svs;0.25;"a; b"\r\nb;0.5\r\n'
 REFERENCE = "image,class,type,center\r\ntest_001.tif,tumor,macro,0\r\ntest_002,Normal,None\r\n"
 
 
@@ -65,8 +79,20 @@ def _geojson(path: Path) -> None:
     write_geojson({"Tumor": ring, "exclude": parts}, path)
 
 
-def _reference(path: Path) -> None:
-    path.write_text(REFERENCE)
+def _text(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(text)
+
+
+def _gzip(path: Path) -> None:
+    path.write_bytes(gzip.compress(QUPATH.encode()))
+
+
+def _tags(path: Path) -> None:
+    found = directories_of(path)
+    if not found:
+        raise SlideError("no TIFF")
+    oddity(found)
+    oddity(found, [SIZES[0]])
 
 
 def _outlines(path: Path) -> None:
@@ -122,8 +148,9 @@ def _blocks(path: Path) -> None:
     def openslide(level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image.Image:
         raise AssertionError("not to be asked")
 
-    blocks = TiffBlocks(path, SIZES, (1.0, 2.0), BlockCache(), openslide)
-    blocks.agreed = {0: True, 1: True}
+    cache = BlockCache()
+    cache.agreed = {(path, 0): True, (path, 1): True}
+    blocks = TiffBlocks(path, path, directories_of(path), SIZES, (1.0, 2.0), cache, openslide)
     read = [blocks.read(level, (0, 0), size) for level, size in enumerate(SIZES)]
     for found, (width, height) in zip(read, SIZES, strict=True):
         assert found is None or found.shape == (height, width, 3)
@@ -133,10 +160,14 @@ def _blocks(path: Path) -> None:
 
 TARGETS = {
     "JPEG blocks of a slide": Target(".tif", _slide, _blocks),
-    "annotations in XML": Target(".xml", lambda path: path.write_text(ASAP), read_annotations),
+    "tags of a TIFF": Target(".tif", _slide, _tags),
+    "annotations in XML": Target(".xml", _text(ASAP), read_annotations),
     "annotations in GeoJSON": Target(".geojson", _geojson, read_annotations),
+    "annotations of QuPath": Target(".json", _text(QUPATH), read_annotations),
+    "annotations in gzip": Target(".geojson.gz", _gzip, read_annotations),
     "archive of annotations": Target(".zip", _outlines, _unpack),
-    "manifest": Target(".csv", _reference, lambda path: read_reference([path])),
+    "manifest": Target(".csv", _text(REFERENCE), lambda path: read_reference([path])),
+    "pixel sizes in CSV": Target(".csv", _text(PIXEL_SIZES), lambda p: read_list(p, ["wsi"])),
     "descriptors": Target(".h5", _descriptors, _load),
     "checkpoint": Target(".safetensors", _checkpoint, load_model),
     "results": Target(".json", _results, read_results),
