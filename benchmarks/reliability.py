@@ -2,10 +2,10 @@
 
     python benchmarks/reliability.py inputs|servers|kills [--kills 100] [--out FILE]
 
-``inputs`` tries each case of tests/bad_inputs.py and notes what the user is told; ``servers``
-downloads from a server on localhost whose faults are drawn at random; ``kills`` runs
-tests/test_kills.py, which kills the whole experiment at random moments. The other figures of the
-page come from benchmarks/fuzz.py and benchmarks/memory.py.
+``inputs`` tries each case of tests/bad_inputs.py and tests/odd_inputs.py and notes what comes of it
+and what the user is told; ``servers`` downloads from a server on localhost whose faults are drawn
+at random; ``kills`` runs tests/test_kills.py, which kills the whole experiment at random moments.
+The other figures of the page come from benchmarks/fuzz.py and benchmarks/memory.py.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -56,6 +57,26 @@ def inputs() -> list[dict[str, Any]]:
                 rows.append(row(f"bad input: {case.name}", "refused", 1, n=1, **extra))
                 continue
         sys.exit(f"{case.name} was not refused")
+    return rows + odd_inputs()
+
+
+def odd_inputs() -> list[dict[str, Any]]:
+    """Try each odd input; a row each, with what came of it and the warning less the folder."""
+    from odd_inputs import CASES
+
+    rows = []
+    for case in tqdm(CASES, "odd inputs"):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            warnings.catch_warnings(record=True) as warned,
+        ):
+            warnings.simplefilter("always")
+            found = case.use(Path(folder))
+        said = " ".join(str(one.message) for one in warned)
+        if found != case.gives or bool(said) != bool(case.warns):
+            sys.exit(f"{case.name} gave {found!r}, and said {said!r}")
+        said = said.replace(f"{folder}/", "").replace(folder, "the folder")
+        rows.append(row(f"odd input: {case.name}", "read", 1, n=1, gives=str(found), said=said))
     return rows
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sslpath.annotations import read_annotations
+from sslpath.commands.lists import with_mpp
 from sslpath.datasets.bucket import place_of
 from sslpath.datasets.camelyon16 import unpack_outlines
 from sslpath.descriptors import load_slide, write_descriptors
@@ -34,14 +35,17 @@ from sslpath.errors import (
     DescriptorError,
     PixelSizeError,
     SlideError,
+    TableError,
     TileReadError,
     WeightsError,
 )
+from sslpath.figures import save, slide_with_grid
 from sslpath.files import only_one
 from sslpath.imagenet import load_imagenet
 from sslpath.model import HEADER, ModelConfig, SiameseNetwork, load_model, save_model
 from sslpath.slides import Slide
 from sslpath.sources import ZipTiles
+from sslpath.table import load_tiles, save_tiles
 from sslpath.tiling import tile_slide, tile_slides
 
 
@@ -210,6 +214,51 @@ def uniform(name: str, value: int) -> Callable[[Path], Any]:
     return use
 
 
+def tagged(name: str, tag: tuple[int, int, int, int], **how: Any) -> Callable[[Path], Any]:
+    """A slide with one tag more: its number, type, count, and value."""
+
+    def use(folder: Path) -> Any:
+        plain = {"tile": (256, 256), "photometric": "rgb", "compression": "zlib", "metadata": None}
+        image = how.pop("image", draw_tissue(600, 600))
+        tifffile.imwrite(folder / name, image, extratags=[(*tag, True)], **(plain | how))
+        return Slide(folder / name, MPP).read(0, 0, 64, MPP)
+
+    return use
+
+
+def listed(rows: str) -> Callable[[Path], Any]:
+    """Pixel sizes of a list for the slide ``slide``."""
+
+    def use(folder: Path) -> Any:
+        path = written(folder / "mpp.csv", f"wsi,mpp\n{rows}\n")
+        return with_mpp([Slide(section(folder))], str(path))
+
+    return use
+
+
+def over_a_slide(folder: Path) -> Any:
+    path = section(folder)
+    before = path.read_bytes()
+    try:
+        return save_tiles(tile(path), path)
+    finally:
+        assert path.read_bytes() == before
+
+
+def over_a_picture(folder: Path) -> Any:
+    Image.new("RGB", (64, 64)).save(folder / "gallery.png")
+    slide = Slide(section(folder))
+    return save(slide_with_grid(slide, tile(slide.path)), folder / "gallery.png")
+
+
+def contradicting_rows(folder: Path) -> Any:
+    tiles = tile(section(folder))
+    other = pd.concat([tiles, tiles.assign(label=1)])
+    other.attrs = tiles.attrs
+    save_tiles(other, folder / "tiles.parquet")
+    return load_tiles(folder / "tiles.parquet")
+
+
 def same_stem(folder: Path) -> Any:
     (folder / "other").mkdir()
     paths = [section(folder), section(folder / "other")]
@@ -359,6 +408,9 @@ def write_in(folder: Path) -> Any:
         return None
 
 
+DEEP = draw_tissue(600, 600).astype(np.uint16) * 257
+FOUR = np.dstack([draw_tissue(600, 600), draw_tissue(600, 600)[..., :1]])
+PLANES = np.stack([draw_tissue(600, 600)] * 2)
 CASES = [
     Case("slide that is not there", no_file, SlideError, r"No slide at .*missing\.svs"),
     Case("empty file", empty, SlideError, r"empty\.svs is empty \(0 bytes\)"),
@@ -378,6 +430,26 @@ CASES = [
     Case("slide that vanishes while it is read", vanishing, SlideError, r"No slide at .*gone\.tif"),
     Case("pixel size of 1/0", zero_resolution, PixelSizeError, r"resolution\.tif.*mpp-override"),
     Case("pixel size of a printer", absurd_pixel_size, PixelSizeError, r"dpi\.tif.*mpp-override"),
+    Case("image that is to be turned", tagged("turned.tif", (274, 3, 1, 6)), SlideError,
+         r"turned\.tif is to be turned.*data convert"),
+    Case("16 bits a sample", tagged("deep.tif", (274, 3, 1, 1), image=DEEP), SlideError,
+         r"deep\.tif has samples of 16 bits.*data convert"),
+    Case("fourth channel that is no transparency",
+         tagged("four.tif", (274, 3, 1, 1), image=FOUR, extrasamples=["unspecified"]), SlideError,
+         r"four\.tif has 4 channels"),
+    Case("stack of planes", tagged("stack.tif", (274, 3, 1, 1), image=PLANES), SlideError,
+         r"stack\.tif is a stack of 2 images"),
+    Case("compression that OpenSlide lacks",
+         tagged("lzma.tif", (274, 3, 1, 1), compression="lzma"), SlideError,
+         r"lzma\.tif is compressed as LZMA"),
+    Case("pixel size with a comma", listed('slide.tif,"0,25"'), ConfigError, "which is no number"),
+    Case("pixel size with its unit", listed("slide.tif,0.25um"), ConfigError, "which is no number"),
+    Case("pixel size of no slide", listed("sldie.tif,0.25"), ConfigError, "no slide is called so"),
+    Case("two pixel sizes of one slide", listed("slide,0.25\nSLIDE.TIF,0.5"), ConfigError,
+         "gives slide two pixel sizes"),
+    Case("table over a slide", over_a_slide, TableError, r"end in \.parquet"),
+    Case("figure over another picture", over_a_picture, ConfigError, r"gallery\.png is there"),
+    Case("rows of one tile that differ", contradicting_rows, TableError, "rows of one tile"),
     Case("white slide", uniform("white", 255), SlideError, r"No tile of .*white\.tif"),
     Case("black slide", uniform("black", 0), SlideError, r"No tile of .*black\.tif"),
     Case("two slides of one name", same_stem, ConfigError, "have the id 'slide'"),
@@ -399,4 +471,4 @@ CASES = [
     Case("descriptors with NaN", nan_descriptors, DescriptorError, "hold NaN"),
     Case("descriptors that claim 5 TB", exploding_descriptors, DescriptorError, "claims 5,120 GB"),
     Case("folder in which another run works", busy_folder, BusyError, "Another process"),
-]
+]  # fmt: skip
