@@ -41,9 +41,8 @@ types: $(READY)
 unit: $(READY)
 	$(BIN)/pytest --doctest-modules --durations=10 --ignore=tests/test_pages.py
 
-# Chapters are executed once, on a copy with solved exercises, within a budget of time; the book is
-# built from those outputs.
-notebooks: $(READY)  ## Execute the chapters, within their budget of time
+# Chapters are executed once, on a copy with solved exercises; the book is built from those outputs.
+notebooks: $(READY)  ## Execute the chapters, and show how long each took
 	$(BIN)/python tools/chapters.py run $(COPY)
 
 book: notebooks  ## The book as a web site in out/book/_build/html

@@ -109,12 +109,12 @@ def settings(steps: int) -> TrainConfig:
 
 
 def from_slides(
-    tiles: Any, model: ModelConfig, steps: int, device: str, compiled: bool, workers: int
+    tiles: Any, model: ModelConfig, config: TrainConfig, device: str, compiled: bool, workers: int
 ) -> Rates:
-    """Images a second as a run's log tells them."""
+    """Images a second as a run's log tells them, without the windows that warm up."""
     with tempfile.TemporaryDirectory() as run:
         train(
-            tiles, settings(steps), model, run, source=open_source(tiles), device=device,
+            tiles, config, model, run, source=open_source(tiles), device=device,
             workers=workers, compiled=compiled, progress=False,
         )  # fmt: skip
         # The last window of a run is written before its state is saved.
@@ -144,7 +144,9 @@ def training(
         found: dict[str, Rates] = {"bare steps": [], "sslpath": []}
         for _ in range(1 if compiled else 2):
             found["bare steps"] += bare(model, steps, device, compiled)
-            found["sslpath"] += from_slides(tiles, model, steps, device, compiled, workers)
+            found["sslpath"] += from_slides(
+                tiles, model, settings(steps), device, compiled, workers
+            )
         if not compiled:
             found["reading alone"] = reading(tiles, steps, device, workers)
             if tile_px == TILE_PX:

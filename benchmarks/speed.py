@@ -133,7 +133,14 @@ def take_turns(
                 done = (others or {}).get(name, work)
                 rates[name].append(done / (time.perf_counter() - start))
     Worker.end_all()
-    reference = next(iter(ways))
+    return ratios_of(part, rates, work, unit)
+
+
+def ratios_of(
+    part: str, rates: dict[str, list[float]], work: float, unit: str
+) -> list[dict[str, Any]]:
+    """Rows of ratios to the first way, turn by turn, from the rates of each way."""
+    reference = next(iter(rates))
     rows = []
     for name, measured in rates.items():
         ratios = [a / b for a, b in zip(measured, rates[reference], strict=True)]
@@ -142,9 +149,8 @@ def take_turns(
               f"{middle:7.2f} [{low:.2f}, {high:.2f}]", flush=True)  # fmt: skip
         rate = statistics.median(measured)
         about = {"versus": reference, "work": f"{work:,.4g} {unit}", "rate": rate, "unit": unit}
-        rows.append(
-            row(name, f"rate, over {reference}", middle, low, high, turns, 0, part, **about)
-        )
+        n = len(measured)
+        rows.append(row(name, f"rate, over {reference}", middle, low, high, n, 0, part, **about))
     return rows
 
 
@@ -585,14 +591,7 @@ def commands(
     peaks: dict[str, int] = {}
 
     def call(name: str, *more: str | Path) -> None:
-        words = [*map(str, (*search_it, *more))]
-        # From a small process: a child starts with the memory of this one, and that would count.
-        measured = subprocess.run(
-            [sys.executable, "-c", MEASURE, *words], stdout=subprocess.PIPE, text=True
-        )
-        if measured.returncode:
-            raise SystemExit(f"{words} failed")
-        peaks[name] = max(peaks.get(name, 0), int(measured.stdout) * 1024)
+        peaks[name] = max(peaks.get(name, 0), peak_bytes(*search_it, *more))
 
     ways: dict[str, Way] = {
         "exact": partial(call, "exact"), "index": partial(call, "index", "--index", index)
@@ -602,6 +601,23 @@ def commands(
         row(name, "memory, GB", peak / 1e9, None, None, turns + 1, 0, part)
         for name, peak in peaks.items()
     ]
+
+
+def peak_bytes(*words: str | Path) -> int:
+    """Run a command; the most memory that it took.
+
+    It is started by a small process: a child begins with the memory of its parent, which counts.
+
+    Raises:
+        SystemExit: If the command fails.
+    """
+    command = [*map(str, words)]
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURE, *command], stdout=subprocess.PIPE, text=True
+    )
+    if measured.returncode:
+        raise SystemExit(f"{command} failed")
+    return int(measured.stdout) * 1024
 
 
 def scheduled() -> list[dict[str, Any]]:

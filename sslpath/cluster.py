@@ -15,7 +15,6 @@ from sslpath.errors import ConfigError, SlideError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-WAIT_S = 15
 
 
 def each(
@@ -23,7 +22,8 @@ def each(
 ) -> Generator[tuple[int, Result | SlideError], None, None]:
     """Do ``job`` on every item; yields the item's position and its result, as they come.
 
-    An item that took several workers down with it yields a :class:`SlideError` instead.
+    An item that took several workers down with it yields a :class:`SlideError` instead. How long to
+    wait for the scheduler is Dask's setting ``distributed.comm.timeouts.connect``.
 
     Args:
         scheduler: Address of the Dask scheduler, such as ``tcp://10.0.0.5:8786``.
@@ -41,7 +41,7 @@ def each(
             "A scheduler needs Dask: pip install distributed, here and on its workers."
         ) from error
     try:
-        client: Any = Client(scheduler, timeout=WAIT_S, set_as_default=False)
+        client: Any = Client(scheduler, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"No Dask scheduler answers at {scheduler} ({error}). Start one with `dask scheduler`, "

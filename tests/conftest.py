@@ -1,5 +1,6 @@
 """Fixtures for all tests: the optional folder of real data, and small synthetic slides."""
 
+import faulthandler
 import os
 from pathlib import Path
 
@@ -7,10 +8,25 @@ import numpy as np
 import pytest
 import pyvips
 import tifffile
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 # Headers for what PyTorch compiles, which would stay in the folder of temporary files.
 os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
+
+# A forked child would print pytest's trace of all modules when a test crashes it on purpose.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=faulthandler.disable)
+
+# No test measures how fast this machine is: examples may take any time, and a time limit only ends
+# what hangs.
+settings.register_profile(
+    "patient",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("patient")
+HANG_S = 3600
 
 MPP = 0.5
 GLASS, STROMA, NUCLEUS = (243, 241, 244), (222, 150, 190), (95, 60, 135)

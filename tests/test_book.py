@@ -24,6 +24,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 import sslpath
 from sslpath import book
 from sslpath.errors import ConfigError, DataError
+from sslpath.results import read_results, row, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
@@ -76,24 +77,78 @@ def test_a_solution_that_is_wrong_turns_the_execution_red(tmp_path):
     assert not chapters.execute(tmp_path, [path])
 
 
-def test_a_chapter_over_its_budget_turns_the_execution_red():
+def test_the_recorded_times_are_within_the_budget():
+    assert list(chapters.over_budget(chapters.recorded())) == []
+
+
+def test_a_chapter_and_a_book_over_the_budget_are_named():
     assert not list(chapters.over_budget({"a": 59.0, "b": 2.0}))
     assert "a took 61 s" in next(chapters.over_budget({"a": 61.0}))
     assert "in all" in next(chapters.over_budget({f"{i}": 59.0 for i in range(9)}))
 
 
-def test_a_slow_machine_has_more_time_but_not_a_slow_chapter():
-    recorded = {"a": 20.0, "b": 30.0, "c": 40.0, "d": 1.0}
-    took = {name: 2 * value for name, value in recorded.items()}
-    slow = chapters.slowness(took, recorded)
-    assert slow == 2
-    assert not list(chapters.over_budget(took, slow))
-    assert "a took 130 s; a chapter has 120 s" in next(
-        chapters.over_budget(
-            {**took, "a": 130.0}, chapters.slowness({**took, "a": 130.0}, recorded)
-        )
-    )
-    assert chapters.slowness({"a": 5.0, "new": 50.0}, recorded) == 1
+def test_a_slow_machine_is_told_from_a_slow_chapter():
+    record = {"a": 20.0, "b": 30.0, "c": 40.0, "d": 1.0}
+    took = {name: 7 * value for name, value in record.items()}
+    assert chapters.slowness(took, record) == 7
+    assert not list(chapters.slower(took, record))
+    (warning,) = chapters.slower({**took, "a": 300.0}, record)
+    assert "a took 300 s; about 140 s were expected" in warning
+    assert not list(chapters.slower({"new": 500.0, "other": 2.0}, record))
+    assert chapters.slowness({"new": 500.0}, record) == 1
+
+
+def planted_repository(root, record):
+    """A checkout with the tool itself and chapters that do nothing, and their recorded times."""
+    for folder in ("book", "tools", "sslpath", "data/results"):
+        (root / folder).mkdir(parents=True)
+    (root / "tools" / "chapters.py").write_text(Path(chapters.__file__).read_text())
+    (root / "sslpath" / "__init__.py").touch()
+    (root / "sslpath" / "book.py").write_text("def phantom_tiles(): ...")
+    rows = [row("book", "seconds", took, data=name) for name, took in record.items()]
+    write_results(root / "data" / "results" / "chapters.json", rows)
+    return root
+
+
+def tool(root, *words):
+    command = [PYTHON, root / "tools" / "chapters.py", *words]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+def test_a_chapter_that_takes_far_longer_than_recorded_is_warned_of_and_fails_nothing(tmp_path):
+    root = planted_repository(tmp_path, {"01-a": 500.0, "02-b": 500.0, "03-c": 0.1, "gone": 9.0})
+    for name in ("01-a", "02-b", "03-c", "04-new"):
+        planted(root / "book", name, "1 + 1")
+    done = tool(root, "run", root / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (warning,) = re.findall("^Warning: .*", done.stdout, re.MULTILINE)
+    assert warning.startswith("Warning: 03-c took")
+
+
+def test_recording_one_chapter_keeps_the_times_of_the_others(tmp_path):
+    record = {"01-a": 70.0, "02-b": 12.0, "gone": 9.0}
+    root = planted_repository(tmp_path, record)
+    for name in ("01-a", "02-b", "03-new"):
+        cells = nbformat.v4.new_markdown_cell("<!-- time --><!-- /time -->")
+        planted(root / "book", name, cells)
+    assert tool(root, "times", root / "out").returncode == 1  # nothing was executed
+    (root / "out").mkdir()
+    (root / "out" / "times.json").write_text('{"03-new": 3.04}')
+    package = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [PYTHON, root / "tools" / "chapters.py", "times", root / "out"]
+    said = subprocess.run(words, env=package, capture_output=True, text=True, check=True).stdout
+    assert "Warning: 01-a took 70 s; a chapter has 60 s." in said
+    found = read_results(root / "data" / "results" / "chapters.json")
+    assert {one["data"]: one["value"] for one in found} == {"01-a": 70, "02-b": 12, "03-new": 3}
+    opening = chapters.read(root / "book" / "03-new.ipynb").cells[0].source
+    assert "3 s on two CPU cores" in opening
+
+
+def test_times_of_chapters_that_stopped_early_are_not_recorded(tmp_path):
+    root = planted_repository(tmp_path, {})
+    planted(root / "book", "01-a", "1 / 0")
+    assert tool(root, "run", root / "out").returncode == 1
+    assert "execute the chapters there first" in tool(root, "times", root / "out").stderr
 
 
 def run_prose(folder):

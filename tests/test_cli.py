@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -507,19 +506,20 @@ def test_help_shows_an_example_and_the_exit_codes(capsys: pytest.CaptureFixture[
         assert "exit codes:" in text
 
 
-def test_help_needs_neither_torch_nor_a_second() -> None:
+def test_help_imports_none_of_the_heavy_packages() -> None:
     probe = (
         "import sys, sslpath.cli\n"
         "try: sslpath.cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'pandas', 'openslide', 'matplotlib'} & set(sys.modules)\n"
-        "print(file=sys.stderr); print(sorted(heavy), file=sys.stderr)"
+        "print(*sys.modules, file=sys.stderr)"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert done.stderr.split() == ["[]"]
-    # Well under a second on an idle machine; a busy one gets some room.
-    assert time.perf_counter() - start < 3
+    imported = set(done.stderr.split())
+    assert "sslpath.cli" in imported
+    assert not imported & {
+        *("numpy", "scipy", "pandas", "sklearn", "matplotlib", "torch", "torchvision"),
+        *("openslide", "pyvips", "shapely", "h5py", "umap"),
+    }
 
 
 def test_results_are_plain_json(work: Path) -> None:

@@ -12,10 +12,9 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import draw_tissue, write_slide
+from conftest import HANG_S, draw_tissue, write_slide
 from distributed import LocalCluster
 
-from sslpath import cluster
 from sslpath.cli import main
 from sslpath.cluster import each
 from sslpath.descriptors import read_descriptors
@@ -31,7 +30,8 @@ from sslpath.tiling import tile_slides
 @pytest.fixture(scope="module")
 def workers() -> Iterator[LocalCluster]:
     # A task that has taken one worker down is not tried again by a third.
-    settings = {"distributed.scheduler.allowed-failures": 1}
+    settings: dict[str, Any] = {"distributed.scheduler.allowed-failures": 1}
+    settings |= {f"distributed.comm.timeouts.{what}": f"{HANG_S} s" for what in ("connect", "tcp")}
     with dask.config.set(settings), LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None
     ) as started:  # fmt: skip
@@ -54,14 +54,14 @@ def kill_once_there(pattern: Path, workers: LocalCluster, killed: list[int]) -> 
     """Kill a worker, once a file that fits the pattern is there."""
 
     def watch() -> None:
-        for _ in range(30_000):
+        for _ in range(100 * HANG_S):
             if list(pattern.parent.glob(pattern.name)):
                 killed.append(processes(workers)[0])
                 os.kill(killed[0], signal.SIGKILL)
                 return
             time.sleep(0.01)
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
 
@@ -80,7 +80,7 @@ def test_descriptors_are_the_same_though_a_worker_is_killed(
     failed = embed_encoder(tiles, folder=tmp_path / "there", scheduler=address, **told)
     thread.join()
     assert killed
-    for _ in range(600):  # its nanny may not have noticed yet
+    for _ in range(10 * HANG_S):  # its nanny may not have noticed yet
         if killed[0] not in processes(workers):
             break
         time.sleep(0.1)
@@ -144,9 +144,7 @@ def test_an_item_that_takes_workers_down_is_given_up_and_the_others_are_done(
     assert done == {i: i * i for i in (0, 1, 3, 4, 5)}
 
 
-def test_no_scheduler_is_an_error_that_says_how_to_start_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(cluster, "WAIT_S", 1)
-    with pytest.raises(ConfigError, match="dask scheduler"):
+def test_no_scheduler_is_an_error_that_says_how_to_start_one() -> None:
+    soon = dask.config.set({"distributed.comm.timeouts.connect": "1 s"})
+    with soon, pytest.raises(ConfigError, match="dask scheduler"):
         list(each("tcp://127.0.0.1:9", abs, [1]))

@@ -4,6 +4,7 @@ The operating system's limit on the size of a file stands for the full disk: wri
 middle.
 """
 
+import signal
 import subprocess
 import sys
 import time
@@ -192,28 +193,29 @@ def test_a_state_that_does_not_fit_leaves_a_run_that_goes_on(work: Path) -> None
 
 def test_a_second_run_in_a_folder_is_refused_and_the_first_is_not_disturbed(work: Path) -> None:
     words = ["train", work / "tiles.parquet", "--features", features(work), *TRAIN]
-    words[words.index("--steps") + 1] = "1500"
+    words[words.index("--steps") + 1] = "500"
     code = "import sys; from sslpath.cli import main; sys.exit(main(sys.argv[1:]))"
     line = [sys.executable, "-c", code, *map(str, words), "--out", str(work / "a")]
     first = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not (work / "a" / "log.jsonl").exists():
         assert first.poll() is None
         time.sleep(0.05)
+    first.send_signal(signal.SIGSTOP)  # so that it cannot end before the second has begun
     second = run(*words, "--out", work / "a")
-    assert first.poll() is None, "the first was too fast for this test"
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     assert f"Another process is working in {work / 'a'}" in second.stderr
     _, said = first.communicate()
     assert first.returncode == 0, said
-    assert len(read_log(work / "a")) == 150
+    assert len(read_log(work / "a")) == 50
     assert run(*words, "--out", work / "a").returncode == 0  # finished, and free
 
 
 def test_a_killed_run_leaves_its_folder_free(tmp_path: Path) -> None:
-    code = "import sys, time; from sslpath.files import only_one\nwith only_one(sys.argv[1]):\n"
-    code += "    print('in', flush=True); time.sleep(60)"
+    code = "import sys; from sslpath.files import only_one\nwith only_one(sys.argv[1]):\n"
+    code += "    print('in', flush=True); sys.stdin.read()"
     line = [sys.executable, "-c", code, str(tmp_path)]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "in\n"
     with pytest.raises(BusyError, match="Another process"), only_one(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from fuzz import TARGETS, survives
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 # A place, counted from the start or the end, how much is taken out there, and what comes instead.
@@ -19,7 +19,6 @@ def test_a_whole_file_is_read(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(CHANGE, min_size=1, max_size=4))
 def test_a_mutated_file_gives_no_error_but_our_own(
     name: str, changes: list[tuple[float, int, bytes]], tmp_path: Path

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 from camelyon import SMALL, draw_images, newer, random_weights
+from conftest import HANG_S
 from safetensors.numpy import load_file
 from servers import Bucket, serving
 
@@ -22,8 +23,6 @@ from sslpath.results import read_results
 from sslpath.table import load_tiles
 
 KILLS = int(os.environ.get("SSLPATH_KILLS", "3"))
-# A new process needs some seconds before it does anything.
-LEAST_S, MOST_S = 1.0, 25.0
 EACH = 6  # kills of one experiment
 
 
@@ -40,7 +39,7 @@ def start(bucket: Bucket, folder: Path, weights: Path) -> "subprocess.Popen[byte
 
 
 def finish(process: "subprocess.Popen[bytes]") -> None:
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, said.decode()[-3000:]
 
 
@@ -48,8 +47,15 @@ def test_an_experiment_killed_at_random_moments_ends_the_same(tmp_path: Path) ->
     (tmp_path / "slides").mkdir()
     files = newer(draw_images(tmp_path / "slides"))
     weights = random_weights(tmp_path / "resnet18.pth")
+    draw = random.Random(3)
     with serving(files) as bucket:
-        finish(start(bucket, tmp_path / "whole", weights))
+        began = time.monotonic()
+        process = start(bucket, tmp_path / "whole", weights)
+        while process.poll() is None and step(tmp_path / "whole") != "evaluating":
+            time.sleep(0.05)
+        # Kills fall into every step on any machine; evaluation is long, and writes only at its end.
+        longest_s = 1.3 * (time.monotonic() - began)
+        finish(process)
         done, begun = 0, 0
         while done < KILLS:
             begun += 1
@@ -57,7 +63,7 @@ def test_an_experiment_killed_at_random_moments_ends_the_same(tmp_path: Path) ->
             # A few kills each, then it may finish: the last step is killed no more than others.
             for _ in range(min(EACH, KILLS - done)):
                 process = start(bucket, folder, weights)
-                time.sleep(random.uniform(LEAST_S, MOST_S))
+                time.sleep(draw.uniform(0, longest_s))
                 if process.poll() is not None:
                     break  # it was finished before the kill: another one
                 os.killpg(process.pid, signal.SIGKILL)

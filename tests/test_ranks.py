@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_tissue, write_slide
+from conftest import HANG_S, draw_tissue, write_slide
 from safetensors.numpy import load_file
 
 from sslpath.cli import main
@@ -29,7 +29,7 @@ def start(*words: object) -> "subprocess.Popen[str]":
 
 
 def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=HANG_S)
     assert (process.returncode == 0) == (code == 0), said
     return said
 

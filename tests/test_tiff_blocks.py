@@ -9,7 +9,7 @@ import pytest
 import pyvips
 import tifffile
 from conftest import MPP, draw_tissue, write_lossless
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, TiffTags
@@ -43,7 +43,6 @@ def pyramid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return path
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(x=st.integers(-50, 1550), y=st.integers(-50, 1150), size=st.integers(1, 500),
        level=st.integers(0, 2))  # fmt: skip
 def test_pixels_are_openslides(pyramid: Path, x: int, y: int, size: int, level: int) -> None:

@@ -217,7 +217,7 @@ def test_a_run_killed_at_random_steps_ends_bit_for_bit_as_if_undisturbed(
     pixels: bool, tmp_path: Path
 ) -> None:
     total = (LONG_PIXELS if pixels else LONG).steps
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(int(pixels))
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     # Children are forked from a server that has imported PyTorch but never run it.
     context = multiprocessing.get_context("forkserver")
