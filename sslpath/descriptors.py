@@ -1,6 +1,7 @@
 """From tiles to descriptors: compute them slide by slide, read them back in the table's order.
 
-The files are one HDF5 a slide, in the layout of CLAM and TRIDENT: :mod:`sslpath.descriptor_files`.
+The files are one HDF5 per slide, in the layout of CLAM and TRIDENT:
+:mod:`sslpath.descriptor_files`.
 
 But:
 
@@ -9,8 +10,8 @@ But:
   after replacing a slide by another of the same name, delete its file.
 """
 
-import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,11 +30,14 @@ from sslpath.descriptor_files import (
     SlideDescriptors,
     canonical,
     check,
+    check_replaceable,
     descriptor_path,
     failure_table,
     load_slide,
     load_slide_apart,
+    made_by_sslpath,
     patch_attrs,
+    provenance_of,
     read_failures,
     write_descriptors,
     write_failures,
@@ -82,7 +86,7 @@ def read_descriptors(
     """Read the descriptors of a table of tiles, in the order of its rows.
 
     Args:
-        folder: Where the files are, one a slide.
+        folder: Where the files are, one per slide.
         tiles: The table; matched by ``slide_id`` and the exact corner ``x``, ``y``.
         missing: What to do about a tile without a descriptor. ``"drop"`` leaves it out; a whole
             slide without a file is left out only if all its tiles are in ``failed.csv``.
@@ -93,51 +97,107 @@ def read_descriptors(
 
     Raises:
         DescriptorError: If a file is missing, damaged, made by another encoder or from other tiles
-            than the rest, or lacks a tile and ``missing="error"``.
+            than the rest, if no tile has a descriptor, or one lacks it and ``missing="error"``.
     """
     if missing not in ("error", "drop"):
         raise DescriptorError(f'missing must be "error" or "drop", not {missing!r}.')
-    failed = read_failures(folder)
-    failed_corners = set(zip(failed["slide_id"], failed["x"], failed["y"], strict=True))
+    failed = _failed_corners(folder)
     found: NDArray[np.float32] | None = None
     kept = np.zeros(len(tiles), bool)
-    first: tuple[Path, str] | None = None
+    first: tuple[Path, dict[str, Any]] | None = None
+    elsewhere: list[str] = []  # of slides whose file has none of the tiles
     every = tiles[["x", "y"]].to_numpy(np.int64)
     for slide_id, where in _by_slide(tiles):
         path = descriptor_path(folder, slide_id)
         corners = every[where]
-        lost = [tuple(c) for c in corners.tolist() if (slide_id, *c) in failed_corners]
-        if missing == "drop" and not path.exists() and len(lost) == len(corners):
+        lost = ((slide_id, *corner) in failed for corner in corners.tolist())
+        if missing == "drop" and not path.exists() and all(lost):
             continue
         slide = load_slide(path)
         _fits(slide, slide_id, tiles, path)
-        made_by = str(slide.attrs.get("provenance", ""))
-        if found is None:
-            found, first = (
-                np.empty((len(tiles), slide.features.shape[1]), np.float32),
-                (path, made_by),
-            )
-        elif first is not None and (slide.features.shape[1], made_by) != (found.shape[1], first[1]):
+        made_by = provenance_of(slide.attrs)
+        if found is None or first is None:
+            found = np.empty((len(tiles), slide.features.shape[1]), np.float32)
+            first = (path, made_by)
+        elif (slide.features.shape[1], made_by) != (found.shape[1], first[1]):
             raise DescriptorError(
                 f"{path} (length {slide.features.shape[1]}) and {first[0]} (length "
-                f"{found.shape[1]}) were not made by the same encoder: {made_by or 'unknown'} "
-                f"against {first[1] or 'unknown'}. Run `sslpath embed` into an empty folder."
+                f"{found.shape[1]}) were not made by the same encoder: "
+                f"{canonical(made_by) if made_by else 'unknown'} against "
+                f"{canonical(first[1]) if first[1] else 'unknown'}. Run `sslpath embed` into an "
+                "empty folder."
             )
         rows = _positions(slide.coords, corners, path)
-        if missing == "error" and (rows < 0).any():
-            gaps = corners[rows < 0]
-            known = sum(tuple(c) in set(lost) for c in gaps.tolist())
-            raise DescriptorError(
-                f"{path} has no descriptor for {len(gaps)} of {len(corners)} tiles, such as x, y = "
-                f"{tuple(gaps[0].tolist())}; {known} of them could not be read, see {FAILED}. "
-                "Run `sslpath embed` again to try them once more, or leave them out with "
-                'read_descriptors(..., missing="drop").'
-            )
-        found[where[rows >= 0]] = slide.features[rows[rows >= 0]]
-        kept[where[rows >= 0]] = True
+        there = rows >= 0
+        if missing == "error" and not there.all():
+            known = sum((slide_id, *corner) in failed for corner in corners[~there].tolist())
+            raise DescriptorError(_gaps(path, corners, slide, there, known))
+        if not there.any():
+            elsewhere.append(_other_grid(path, corners, slide.coords))
+        found[where[there]] = slide.features[rows[there]]
+        kept[where[there]] = True
     if found is None:
         raise DescriptorError(f"No descriptors in {folder} for these {len(tiles)} tiles.")
+    if elsewhere and not kept.any():
+        raise DescriptorError(
+            f"None of the {len(tiles)} tiles has a descriptor at its place in {folder}. "
+            f"{elsewhere[0]} Tile as the descriptors were made, or embed these tiles with "
+            "`sslpath embed`."
+        )
+    if elsewhere:
+        warnings.warn(
+            f"{len(elsewhere)} slides have descriptors, but none at the places of their tiles; "
+            f"they are left out. {elsewhere[0]}",
+            stacklevel=2,
+        )
     return found if missing == "error" else (found[kept], kept)
+
+
+def _failed_corners(folder: str | Path) -> set[tuple[str, int, int]]:
+    """Slide and corner of the tiles that could not be read; a list of others says nothing here."""
+    try:
+        failed = read_failures(folder)
+    except DescriptorError:
+        return set()
+    return set(zip(failed["slide_id"], failed["x"], failed["y"], strict=True))
+
+
+def _gaps(
+    path: Path,
+    corners: NDArray[np.int64],
+    slide: SlideDescriptors,
+    there: NDArray[np.bool_],
+    known: int,
+) -> str:
+    """What is said of a file that lacks tiles."""
+    lost = corners[~there]
+    text = (
+        f"{path} has no descriptor for {len(lost)} of {len(corners)} tiles, such as x, y = "
+        f"{tuple(lost[0].tolist())}; {known} of them could not be read, see {FAILED}. "
+    )
+    if not there.any():
+        text += f"{_other_grid(path, corners, slide.coords)} "
+    if made_by_sslpath(slide.attrs):
+        text += "Run `sslpath embed` again to try them once more, or leave"
+    else:
+        text += "Tile as the descriptors were made, make others with `sslpath embed`, or leave"
+    return f'{text} them out with read_descriptors(..., missing="drop").'
+
+
+def _other_grid(path: Path, want: NDArray[np.int64], have: NDArray[np.int64]) -> str:
+    """What is said of a file that has none of the tiles asked for: how places differ, and why."""
+    if not len(have):
+        return f"{path} holds no descriptor at all."
+    one, other = tuple(want[0].tolist()), tuple(have[0].tolist())
+    text = f"{path} has {len(have)} descriptors, such as at x, y = {other}; the table has {one}:"
+    asked = {tuple(corner) for corner in want.tolist()}
+    if sum(tuple(corner) in asked for corner in have[:, ::-1].tolist()) * 2 > len(have):
+        return f"{text} x and y are swapped."
+    for factor in (2, 4, 8, 16, 32):
+        smaller = {tuple(corner) for corner in (want // factor).tolist()}
+        if sum(tuple(corner) in smaller for corner in have.tolist()) * 2 > len(have):
+            return f"{text} as pixels of a level {factor} times smaller, not of level 0."
+    return f"{text} another grid?"
 
 
 def _by_slide(tiles: pd.DataFrame) -> Iterator[tuple[str, NDArray[np.intp]]]:
@@ -149,11 +209,11 @@ def _by_slide(tiles: pd.DataFrame) -> Iterator[tuple[str, NDArray[np.intp]]]:
         yield str(name), where
 
 
-def _slides(tiles: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows of each slide, with what the table's metadata say of this slide alone.
+def slides_of(tiles: pd.DataFrame) -> Iterator[tuple[str, NDArray[np.intp], pd.DataFrame]]:
+    """Each slide, the positions of its rows, and these with metadata of this slide alone.
 
-    Metadata name every slide, and pandas copies them with every selection of rows: of a thousand
-    slides they would be most of the memory.
+    The table's metadata name every slide, and pandas copies them with every selection of rows: of
+    a thousand slides they would be most of the memory.
     """
     bare, attrs = tiles.copy(deep=False), tiles.attrs
     bare.attrs = {}
@@ -162,7 +222,7 @@ def _slides(tiles: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         rows = bare.iloc[where]
         own = {slide_id: slides[slide_id]} if slide_id in slides else {}
         rows.attrs = {**attrs, "source": {**attrs["source"], "slides": own}}
-        yield slide_id, rows
+        yield slide_id, where, rows
 
 
 def _positions(have: NDArray[np.int64], want: NDArray[np.int64], path: Path) -> NDArray[np.intp]:
@@ -170,25 +230,29 @@ def _positions(have: NDArray[np.int64], want: NDArray[np.int64], path: Path) -> 
     index = pd.MultiIndex.from_arrays(list(have.T))
     if not index.is_unique:
         raise DescriptorError(
-            f"{path} holds two descriptors for one tile; delete it and run `sslpath embed` again."
+            f"{path} holds two descriptors for one tile. Make it again, such as with "
+            "`sslpath embed` into another folder."
         )
     return np.asarray(index.get_indexer(pd.MultiIndex.from_arrays(list(want.T))), np.intp)
 
 
 def _fits(slide: SlideDescriptors, slide_id: str, tiles: pd.DataFrame, path: Path) -> None:
     """Refuse a file of another slide (file systems that ignore case) or of other tiles."""
-    owner = slide.attrs.get("slide_id", path.stem)
+    if not made_by_sslpath(slide.attrs):
+        return  # other programs mean other things by these attributes
+    owner = slide.attrs["slide_id"]
     if owner != path.stem:
         raise DescriptorError(
             f"{path} holds the slide {owner!r}, not {slide_id!r}; give them names that differ "
             "in more than case."
         )
-    made = json.loads(slide.attrs.get("provenance", "{}"))
+    made = provenance_of(slide.attrs)
     for key in ("mpp", "tile_px"):
-        if key in made and made[key] != tiles.attrs.get(key, made[key]):
+        value, wanted = made.get(key), tiles.attrs.get(key)
+        if isinstance(value, int | float) and wanted is not None and value != wanted:
             raise DescriptorError(
-                f"{path} was made from tiles of {key} {made[key]}, the table has "
-                f"{tiles.attrs[key]}. Run `sslpath embed` into another folder."
+                f"{path} was made from tiles of {key} {value}, the table has "
+                f"{wanted}. Run `sslpath embed` into another folder."
             )
 
 
@@ -225,10 +289,11 @@ def compute(
     scheduler: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Compute the descriptors of all tiles, one file a slide; what is there already is kept.
+    """Compute the descriptors of all tiles, one file per slide; what is there already is kept.
 
     A slide is skipped if its file is whole, has these corners, and was made with the same
     ``attrs``, ``mpp`` and ``tile_px``. Of a file that lacks some tiles only these are computed.
+    A file that sslpath made otherwise is replaced; one that sslpath did not make is refused.
     A tile that cannot be read gets no descriptor; it is listed in ``failed.csv``.
 
     Args:
@@ -253,16 +318,16 @@ def compute(
         The tiles that failed, as in :func:`read_failures`.
 
     Raises:
-        DescriptorError: If the encoder returns another number of descriptors than tiles, or NaN.
+        DescriptorError: If the encoder returns another number of descriptors than tiles, or NaN;
+            or if the folder holds a file in the place of one of these that sslpath did not make.
         BusyError: If another process computes descriptors in the folder.
     """
     made_by = {**attrs, "mpp": tiles.attrs["mpp"], "tile_px": tiles.attrs["tile_px"]}
     work = _Work(encode, source, Path(folder), made_by, batch, as_listed)
-    names = set(tiles["slide_id"])
     with only_one(folder):
-        known = read_failures(folder).itertuples(index=False, name=None)
-        failed = [row for row in known if row[0] not in names]
-        earlier = len(failed)
+        failed = other_failures(folder, tiles)
+        earlier = written = len(failed)
+        check_replaceable(folder, map(str, tiles["slide_id"].unique()))
         if scheduler is None:
             done = _compute(tiles, work, workers)
         else:
@@ -271,11 +336,19 @@ def compute(
         with tqdm(total=total, unit="tile", disable=not progress) as bar:
             for count, failures in done:
                 bar.update(count)
-                if failures:
-                    failed += failures
+                failed += failures
+                if len(failed) > 1.2 * written:  # each time all: so not at every failure
                     write_failures(folder, failed)
+                    written = len(failed)
         write_failures(folder, failed)
     return failure_table(failed[earlier:])
+
+
+def other_failures(folder: str | Path, tiles: pd.DataFrame) -> list[FailedTile]:
+    """What ``failed.csv`` of a folder lists of slides that are not in this table."""
+    names = set(tiles["slide_id"])
+    rows = read_failures(folder).itertuples(index=False, name=None)
+    return [row for row in rows if row[0] not in names]
 
 
 def _compute(
@@ -288,7 +361,7 @@ def _compute(
 
     def jobs() -> Iterator[tuple[str, pd.DataFrame, bool]]:
         nonlocal ready
-        for slide_id, every in _slides(tiles):
+        for slide_id, _, every in slides_of(tiles):
             rows = every.drop_duplicates(["x", "y"])
             wanted = rows[["x", "y"]].to_numpy(np.int64)
             path = descriptor_path(folder, slide_id)
@@ -330,7 +403,7 @@ def _compute_elsewhere(
     scheduler: str, tiles: pd.DataFrame, work: _Work
 ) -> Iterator[tuple[int, list[FailedTile]]]:
     """As :func:`_compute`, slide by slide on the workers of a Dask scheduler."""
-    slides = [rows for _, rows in _slides(tiles)]
+    slides = [rows for _, _, rows in slides_of(tiles)]
     work = work._replace(folder=work.folder.absolute())
     for i, result in each(scheduler, partial(_compute_slide, work=work), slides):
         if isinstance(result, SlideError):
@@ -358,9 +431,10 @@ def _reusable(path: Path, provenance: str) -> SlideDescriptors | None:
     try:
         slide = load_slide(path)
     except DescriptorError:
-        return None  # cut short, or not ours: computed again
-    same = (slide.attrs.get("slide_id"), slide.attrs.get("provenance")) == (path.stem, provenance)
-    return slide if same else None
+        return None  # damaged: computed again
+    if not made_by_sslpath(slide.attrs) or slide.attrs["slide_id"] != path.stem:
+        return None
+    return slide if slide.attrs["provenance"] == provenance else None
 
 
 def _encoded(

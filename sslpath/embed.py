@@ -1,7 +1,8 @@
 """Tiles to descriptors, for every method: the network's, ImageNet's, a random network's, RGB's.
 
-Each function fills a folder with one HDF5 file a slide (see :mod:`sslpath.descriptors`) whose
-provenance says what made it. Complete files of the same provenance are kept.
+Each function fills a folder with one HDF5 file per slide (see :mod:`sslpath.descriptors`) whose
+provenance says what made it. Complete files of the same provenance are kept, files that sslpath
+did not make are refused.
 """
 
 import zlib
@@ -17,12 +18,19 @@ from numpy.typing import NDArray
 
 from sslpath.augment import ELSEWHERE, Augmentation, augment_pixels
 from sslpath.descriptor_files import (
+    check_replaceable,
     features_provenance,
     patch_attrs,
     write_descriptors,
     write_failures,
 )
-from sslpath.descriptors import compute, read_descriptors, rgb_features
+from sslpath.descriptors import (
+    compute,
+    other_failures,
+    read_descriptors,
+    rgb_features,
+    slides_of,
+)
 from sslpath.errors import WeightsError
 from sslpath.files import only_one, sha256
 from sslpath.imagenet import Encoder, check_provenance
@@ -75,18 +83,30 @@ def embed_views(
     """As :func:`embed_encoder`, of one augmented view of each tile.
 
     A head that also learns from a few such folders (``views`` of :func:`sslpath.training.train`)
-    stays right when stain, focus, compression or pixel size change. What is drawn depends on the
-    pixels of a batch and on ``seed`` alone, so an interrupted call goes on with the same views.
+    stays right when stain, focus, compression or pixel size change. What is drawn for a tile
+    depends on its pixels and on ``seed`` alone, so an interrupted call goes on with the same views,
+    whatever its ``batch``.
     """
 
     def view(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        # PyTorch's generator on the CPU looks at 32 bits of its seed.
-        both = np.random.SeedSequence([seed, zlib.crc32(pixels.tobytes())]).generate_state(1)
-        generator = torch.Generator().manual_seed(int(both[0]))
-        return encoder.encode(augment_pixels(pixels, generator, augmentation))
+        views = [_view(pixels[i : i + 1], seed, augmentation) for i in range(len(pixels))]
+        return encoder.encode(np.concatenate(views))
 
-    about = {**encoder.provenance, "augmentation": asdict(augmentation), "view_seed": seed}
-    return compute(tiles, view, source, folder, attrs=about, as_listed=True, **reading)
+    about = {
+        **encoder.provenance,
+        "augmentation": asdict(augmentation),
+        "view_seed": seed,
+        "view_of": "tile",  # views drawn batch by batch, as once, did not say
+    }
+    return compute(tiles, view, source, folder, attrs=about, **reading)
+
+
+def _view(tile: NDArray[np.uint8], seed: int, augmentation: Augmentation) -> NDArray[np.uint8]:
+    """An augmented view of a tile ``(1, h, w, 3)``."""
+    # PyTorch's generator on the CPU looks at 32 bits of its seed.
+    both = np.random.SeedSequence([seed, zlib.crc32(tile.tobytes())]).generate_state(1)
+    generator = torch.Generator().manual_seed(int(both[0]))
+    return augment_pixels(tile, generator, augmentation)
 
 
 def load_run(run: str | Path) -> tuple[SiameseNetwork, dict[str, Any]]:
@@ -146,8 +166,10 @@ def embed_run(
         failed = tiles.loc[~found, ["slide_id", "x", "y"]]
         failed = failed.assign(error=f"no features in {features}")
         with only_one(folder):
+            others = other_failures(folder, tiles)
+            check_replaceable(folder, map(str, tiles["slide_id"].unique()))  # before the work
             store(tiles[found], network.encode(known), folder, about)
-            write_failures(folder, list(failed.itertuples(index=False, name=None)))
+            write_failures(folder, others + list(failed.itertuples(index=False, name=None)))
         return failed
     if encoder is None:
         raise WeightsError(
@@ -174,11 +196,14 @@ def store(
         descriptors: ``(n, d)``.
         folder: Where the files go.
         about: What made the descriptors.
+
+    Raises:
+        DescriptorError: If a file in the place of one of these was not made by sslpath.
     """
+    check_replaceable(folder, map(str, tiles["slide_id"].unique()))
     made_by = {**about, "mpp": tiles.attrs["mpp"], "tile_px": tiles.attrs["tile_px"]}
-    positions = pd.Series(np.arange(len(tiles)))
-    for slide_id, group in positions.groupby(tiles["slide_id"].to_numpy(), sort=False):
-        at = group.to_numpy()
-        coords = tiles.iloc[at][["x", "y"]].to_numpy()
-        patch = patch_attrs(tiles, str(slide_id), folder)
-        write_descriptors(folder, str(slide_id), descriptors[at], coords, made_by, patch)
+    for slide_id, at, rows in slides_of(tiles):
+        patch = patch_attrs(rows, slide_id, folder)
+        once = ~rows.duplicated(["x", "y"]).to_numpy()
+        coords = rows.loc[once, ["x", "y"]].to_numpy()
+        write_descriptors(folder, slide_id, descriptors[at[once]], coords, made_by, patch)

@@ -1,8 +1,8 @@
 """Writing files so that nothing half-written is ever trusted.
 
 A file is written under a temporary name beside its target and moved into place when complete:
-whoever finds the target finds all of it. What a killed process left of a target is removed by the
-next one that writes the same target on the same machine.
+whoever finds the target finds all of it. The first write into a folder looks for what killed
+processes of this machine have left there; each such file is removed when its target is written.
 """
 
 import errno
@@ -10,33 +10,52 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sslpath.errors import BusyError
+from sslpath.errors import BusyError, ConfigError
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# Processes are told apart by number on one machine only, and folders may be shared by several.
-_HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
+LONGEST = 200  # bytes of a name to which a temporary name still fits into 255
 
 # Read once, as reading it sets it, and other threads may be writing files.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
+def _place() -> str:
+    """Where a process number means one process: this machine, or this container on it."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - a link that leads nowhere
+    except OSError:
+        space = 0
+    name = f"{socket.gethostname()} {space}".encode(errors="replace")
+    return hashlib.sha256(name).hexdigest()[:12]
+
+
+_PLACE = _place()
+_TEMPORARY = re.compile(
+    rf"\.(?P<stem>.+)\.{_PLACE}-(?P<process>\d+)-[0-9a-f]{{8}}\.tmp(?P<suffix>\.[^.]*)?", re.DOTALL
+)
+# Of each folder written to: temporary files found at the first write, by their target's name.
+_left: dict[Path, dict[tuple[str, str], list[tuple[Path, int]]]] = {}
+
+
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``target`` if the block ends without an error.
 
-    The temporary name keeps the target's ending, since some writers choose a format by it. An
-    ``OSError`` of the block that names no file, such as a full disk, gets the target's name.
+    The temporary name keeps the target's ending, since some writers choose a format by it. If the
+    target is a symbolic link, the file that it points to is replaced and the link stays. An
+    ``OSError`` that names the temporary file, or none, such as a full disk, gets the target's name.
 
     Example:
         >>> import tempfile
@@ -46,31 +65,74 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         >>> [path.name for path in folder.iterdir()]
         ['a.txt']
     """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{_HOST}-{os.getpid()}.tmp{target.suffix}")
-    _sweep(target)
+    real = Path(os.path.realpath(target))
+    if real.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "Is a folder, not a file", str(target))
+    stem, suffix = _short(real)
+    token = secrets.token_hex(4)  # threads, and machines that share a name, never collide
+    temporary = real.with_name(f".{stem}.{_PLACE}-{os.getpid()}-{token}.tmp{suffix}")
     try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(real.parent, (stem, suffix))
         yield temporary
         temporary.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
-        temporary.replace(target)
+        temporary.replace(real)
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None and str(error.filename) != str(temporary):
             raise
-        # A disk that is full, say: name the file that the user knows.
+        # Name the file that the user knows.
         raise OSError(error.errno, error.strerror or str(error), str(target)) from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
 
 
-def _sweep(target: Path) -> None:
-    """Remove what processes of this machine that are no more have left of a target."""
-    left = re.compile(rf"\.{re.escape(target.stem)}\.{_HOST}-(\d+)\.tmp{re.escape(target.suffix)}")
-    for path in target.parent.iterdir():
-        match = left.fullmatch(path.name)
-        if match and not _lives(int(match[1])):
-            path.unlink(missing_ok=True)
+def _short(target: Path) -> tuple[str, str]:
+    """Stem and ending of a target for its temporary name, which must not become too long."""
+    if len(os.fsencode(target.name)) <= LONGEST:
+        return target.stem, target.suffix
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()
+    return digest, target.suffix if len(target.suffix) <= 20 else ""
+
+
+def _sweep(folder: Path, name: tuple[str, str]) -> None:
+    """Remove the temporary files of a target whose processes on this machine have ended."""
+    if folder not in _left:
+        _left[folder] = _find_temporary(folder)
+    for path, process in _left[folder].pop(name, []):
+        if not _lives(process):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _find_temporary(folder: Path) -> dict[tuple[str, str], list[tuple[Path, int]]]:
+    """Temporary files that this machine made in a folder, and their processes, by target."""
+    found: dict[tuple[str, str], list[tuple[Path, int]]] = {}
+    with suppress(PermissionError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and entry.is_file(follow_symlinks=False):
+                name = (match["stem"], match["suffix"] or "")
+                found.setdefault(name, []).append((folder / entry.name, int(match["process"])))
+    return found
+
+
+def check_writable_file(path: str | Path) -> None:
+    """Refuse a file that cannot be written, before the work for it begins. Makes nothing.
+
+    Raises:
+        ConfigError: If it is a folder, or lies where this user may not write.
+    """
+    real = Path(os.path.realpath(path))
+    if real.is_dir():
+        raise ConfigError(f"{path} is a folder: name a file in it.")
+    folder = next(parent for parent in real.parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise ConfigError(f"Cannot write {path}: {folder} is no folder. Choose another place.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"Cannot write {path}: no permission to write in {folder}. Choose another place."
+        )
 
 
 def _lives(process: int) -> bool:

@@ -119,7 +119,8 @@ def _score(
 
 def _ratio(a: NDArray[Any], b: NDArray[Any]) -> Floats:
     """``a / b``, NaN where ``b`` is 0."""
-    return np.asarray(np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b != 0))
+    with np.errstate(over="ignore"):  # infinity counts as undefined, too
+        return np.asarray(np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b != 0))
 
 
 def _mean(totals: Floats) -> Floats:
@@ -188,7 +189,12 @@ def map_at_k(
         found: See the module.
         patients: See the module.
         relevant: R of each query, (q,).
+
+    Raises:
+        TableError: If R is smaller than what was found, or no query has anything to find.
     """
+    if ((found == labels[:, None]).sum(axis=1) > relevant).any():
+        raise TableError("`relevant` is smaller than the number of relevant tiles that were found.")
     asked = (found[:, 0] >= 0) & (relevant > 0)
     labels, found, patients = labels[asked], found[asked], patients[asked]
     same = found == labels[:, None]

@@ -31,8 +31,14 @@ def unit_length(descriptors: ArrayLike) -> NDArray[np.float32]:
     unit = np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), ROWS):  # so that float64 takes little memory
         part = rows[start : start + ROWS].astype(np.float64)
-        length = np.linalg.norm(part, axis=1, keepdims=True)
-        unit[start : start + ROWS] = part / np.where(length > 0, length, 1)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity stays no number
+            length = np.linalg.norm(part, axis=1, keepdims=True)
+            odd = np.flatnonzero((length < 1e-100) | (length > 1e100))
+            if len(odd):  # whose squares float64 may not hold
+                largest = np.abs(part[odd]).max(axis=1, keepdims=True)
+                part[odd] /= np.where(largest > 0, largest, 1)
+                length[odd] = np.linalg.norm(part[odd], axis=1, keepdims=True)
+            unit[start : start + ROWS] = part / np.where(length > 0, length, 1)
     return unit
 
 

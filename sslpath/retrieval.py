@@ -10,7 +10,7 @@ the cosine does; see :func:`unit_length`.
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from sslpath.pairs import check_distances, sample_pairs
 from sslpath.results import row
 
 __all__ = ["cost", "evaluate", "neighbours", "search", "slide_pairs", "tumour_share", "unit_length"]
+
+CHANCE = "chance"  # the method that answers at random
+MOST_ANSWERS = 2**31  # of all queries together, held in memory at a time
 
 
 def search(
@@ -51,7 +54,7 @@ def search(
     Returns:
         Positions in ``tiles`` and distances, both (q, k), or (k,) for one query.
     """
-    many = np.atleast_2d(np.asarray(queries, np.float32))
+    many = np.atleast_2d(np.asarray(queries))
     _aligned(tiles, {"descriptors": np.asarray(descriptors)})
     groups = _groups(tiles, group)
     out = None if exclude is None else np.broadcast_to(np.asarray(exclude, object), len(many))
@@ -90,8 +93,9 @@ def tumour_share(
     _aligned(tiles, {"descriptors": unit})
     asked = np.ones(len(tiles), bool) if slide_id is None else (tiles["slide_id"] == slide_id)
     asked = np.asarray(asked, bool)
-    known = tiles["label"].notna().to_numpy()
-    groups, labels = _groups(tiles, group), tiles["label"].fillna(-1).to_numpy(np.int64)
+    known, labels = _labels(tiles)
+    groups = _groups(tiles, group)
+    k = min(k, max(1, int(known.sum())))  # there are no more to be found
     found, _ = neighbours(unit[asked], unit[known], groups[asked], groups[known], k)
     if not len(found) or (found[:, 0] < 0).any():
         raise TableError(
@@ -101,18 +105,75 @@ def tumour_share(
     return metrics.share_of_tumour(_labels_of(labels[known], found))
 
 
-def _labels_of(labels: NDArray[np.int64], found: NDArray[np.int64]) -> NDArray[np.int64]:
+def _labels(tiles: pd.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which tiles have a label, and the labels, -1 where there is none; (n,) each."""
+    known = tiles["label"].notna().to_numpy(bool)
+    labels = tiles["label"].fillna(-1).to_numpy(np.int64)
+    others = np.setdiff1d(labels[known], (0, 1))
+    if len(others):
+        raise TableError(f"Labels are 1 (tumour), 0 (not) or missing; the table has {others[0]}.")
+    return known, labels
+
+
+def _labels_of(labels: NDArray[np.int64], found: NDArray[np.int64]) -> NDArray[np.int8]:
     """Labels of neighbours, -1 where there is none."""
-    return np.where(found >= 0, labels[found], -1)
+    return np.where(found >= 0, labels.astype(np.int8)[found], np.int8(-1))
 
 
 def _groups(tiles: pd.DataFrame, group: str) -> NDArray[Any]:
     if group not in ("patient", "slide"):
         raise ConfigError(f'group must be "patient" or "slide", not {group!r}.')
+    lacking = tiles[f"{group}_id"].isna()
+    if lacking.any():
+        raise TableError(
+            f"{int(lacking.sum())} tiles have no {group}_id, so no query can leave its own "
+            f"{group} out. Fill the column in."
+        )
     return tiles[f"{group}_id"].to_numpy(object)
 
 
+def check_each_once(tiles: pd.DataFrame) -> None:
+    """Refuse a table that lists a tile twice: it would be found, and counted, twice.
+
+    Raises:
+        TableError: If two rows have the same slide and corner.
+    """
+    key = ["slide_id", "x", "y"]
+    again = tiles[key].duplicated().to_numpy()
+    if again.any():
+        slide_id, x, y = tiles[key].iloc[int(again.argmax())]
+        raise TableError(
+            f"The table lists {int(again.sum())} tiles more than once, such as {slide_id}:{x},{y}. "
+            f"Keep one row of each: tiles.drop_duplicates({key}) in pandas."
+        )
+
+
+def check_methods(names: Iterable[str]) -> None:
+    """Refuse names of methods that results, tables or pictures could not tell apart.
+
+    Raises:
+        ConfigError: If a name is empty, reserved, or has signs that break a table or a file's name.
+
+    Example:
+        >>> check_methods(["spatial", "imagenet", "near 8, seed 1"])
+    """
+    for name in names:
+        broken = sorted({c for c in name if c in "|/\\$" or not c.isprintable()})
+        if name == CHANCE:
+            problem = "is the name of the random answers"
+        elif not name or name != name.strip():
+            problem = "is empty or begins or ends with a space"
+        elif " - " in name:
+            problem = "would be taken for a difference of two methods, because of its ' - '"
+        elif broken:
+            problem = f"holds {', '.join(map(repr, broken))}"
+        else:
+            continue
+        raise ConfigError(f"{name!r} cannot be the name of a method: it {problem}. Choose another.")
+
+
 def _aligned(tiles: pd.DataFrame, descriptors: Mapping[str, NDArray[Any]]) -> None:
+    check_each_once(tiles)
     for name, one in descriptors.items():
         if one.ndim != 2 or len(one) != len(tiles):
             raise DescriptorError(
@@ -135,34 +196,46 @@ def evaluate(
     pairs_per_slide: int = 1000,
     data: str = "",
 ) -> list[dict[str, Any]]:
-    """Compare descriptors of the same tiles: one row a method and metric, ready for results.json.
+    """Compare descriptors of the same tiles: a row per method and metric, ready for results.json.
 
     ``tumour_top1``, ``tumour_p_at_<k>``, ``knn_auc``, ``mmv_at_5``, ``map_at_<k>``,
     ``addr_global``, ``addr_median``; each is defined in :mod:`sslpath.metrics`. The method
-    ``chance`` answers with random tiles of other patients. Rows with ``versus`` are differences
-    between two methods, such as ``spatial - imagenet``, on the same queries, pairs and resamples.
+    ``chance`` answers with random tiles of other patients, none of them twice. Rows with
+    ``versus`` are differences between two methods, such as ``spatial - imagenet``, on the same
+    queries, pairs and resamples.
 
     A metric that the tiles do not allow is left out, with a warning that says why.
 
     Args:
         tiles: The table of tiles; pass the test tiles only.
-        descriptors: Method to descriptors (n, d), aligned to the rows.
+        descriptors: Method to descriptors (n, d), aligned to the rows. For the names that a method
+            may have see :func:`check_methods`.
         near_um: Near pairs lie at most this far apart.
         far_um: Far pairs lie farther apart than this.
-        k: Neighbours asked for.
+        k: Neighbours asked for; where others have fewer tiles, these are all that is found.
         seed: Of the pairs, the random answers and the resamples.
         group: Whose tiles a query may not find: ``"patient"`` or ``"slide"``.
-        versus: The method that others are compared with, if it is there.
+        versus: The method that others are compared with; ``imagenet`` may be missing.
         resamples: Of the bootstrap over patients.
         pairs_per_slide: Near and far pairs drawn on each slide, the same for every method.
         data: Name of the data, for the rows.
 
     Raises:
-        DescriptorError: If descriptors do not fit the tiles.
+        ConfigError: If settings make no sense, such as ``k`` of 0 or a method that is not there.
+        DescriptorError: If descriptors do not fit the tiles, or are not finite.
+        TableError: If the table lists a tile twice, or lacks a patient.
     """
-    arrays = {name: np.asarray(one, np.float32) for name, one in descriptors.items()}
+    check_methods(descriptors)
+    if versus not in ("imagenet", CHANCE, *descriptors):
+        raise ConfigError(f"There is no method {versus!r}; there are {', '.join(descriptors)}.")
+    if k < 1:
+        raise ConfigError(f"k = {k}: ask for at least one neighbour.")
+    arrays = {name: np.asarray(one) for name, one in descriptors.items()}
     _aligned(tiles, arrays)
     units = {name: unit_length(one) for name, one in arrays.items()}
+    for name, unit in units.items():
+        if not np.isfinite(unit).all():
+            raise DescriptorError(f"Descriptors of {name!r} hold NaN or infinity.")
     scores: dict[tuple[str, str], tuple[Score, dict[str, Any]]] = {}
     for part in (
         _retrieval_scores(tiles, units, k, seed, group),
@@ -196,31 +269,46 @@ def _retrieval_scores(
     tiles: pd.DataFrame, units: Mapping[str, NDArray[np.float32]], k: int, seed: int, group: str
 ) -> Scores:
     """The labelled metrics of every method, and of random answers."""
-    known = tiles["label"].notna().to_numpy()
-    labels = tiles["label"].fillna(-1).to_numpy(np.int64)[known]
+    known, labels = _labels(tiles)
+    labels = labels[known]
     groups, patients = _groups(tiles, group)[known], _groups(tiles, "patient")[known]
     missing = [what for what, kind in (("tumour", 1), ("not tumour", 0)) if kind not in labels]
     if missing or len(set(groups)) < 2:
         why = f"no tile is labelled {missing[0]}" if missing else f"there is a single {group}"
         warnings.warn(f"Tumour retrieval is not measured: {why}.", stacklevel=3)
         return {}
+    most = len(groups) - int(np.bincount(pd.factorize(groups)[0]).min())
+    width = min(k, most)  # no query has more to find
+    if len(labels) * width > MOST_ANSWERS:
+        raise ConfigError(
+            f"k = {k}: {width:,} answers for each of {len(labels):,} tiles do not fit into memory. "
+            "Choose a smaller k."
+        )
     relevant = _relevant(labels, groups)
     scores: Scores = {}
-    for method, unit in [("chance", None), *units.items()]:
+    undefined: dict[str, str] = {}
+    for method, unit in [(CHANCE, None), *units.items()]:
         if unit is None:
-            found = _random_neighbours(groups, k, np.random.default_rng(seed))
+            found = _random_neighbours(groups, width, np.random.default_rng(seed))
         else:
-            found, _ = neighbours(unit[known], unit[known], groups, groups, k)
-        answers = _labels_of(labels, found)
+            found, _ = neighbours(unit[known], unit[known], groups, groups, width)
         five = min(5, k)
-        for metric, score, depth in (
-            ("tumour_top1", metrics.tumour_top1(labels, answers, patients), 1),
-            (f"tumour_p_at_{k}", metrics.precision_at_k(labels, answers, patients), k),
-            ("knn_auc", metrics.knn_auc(labels, answers, patients), k),
-            (f"mmv_at_{five}", metrics.mmv_at_k(labels, answers[:, :five], patients), five),
-            (f"map_at_{k}", metrics.map_at_k(labels, answers, patients, relevant), k),
-        ):
-            scores[method, metric] = (score, {"k": depth, "group": group})
+        every = labels, _labels_of(labels, found), patients
+        first_five = labels, every[1][:, :five], patients
+        measured: tuple[tuple[str, int, Callable[..., Score], tuple[Any, ...]], ...] = (
+            ("tumour_top1", 1, metrics.tumour_top1, every),
+            (f"tumour_p_at_{k}", k, metrics.precision_at_k, every),
+            ("knn_auc", k, metrics.knn_auc, every),
+            (f"mmv_at_{five}", five, metrics.mmv_at_k, first_five),
+            (f"map_at_{k}", k, metrics.map_at_k, (*every, relevant)),
+        )
+        for metric, depth, measure, given in measured:
+            try:
+                scores[method, metric] = (measure(*given), {"k": depth, "group": group})
+            except TableError as error:
+                undefined[metric] = str(error)
+    for metric, why in undefined.items():
+        warnings.warn(f"{metric} is not measured: {why}", stacklevel=3)
     return scores
 
 
@@ -234,12 +322,23 @@ def _relevant(labels: NDArray[np.int64], groups: NDArray[Any]) -> NDArray[np.int
 
 
 def _random_neighbours(groups: NDArray[Any], k: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw k random tiles of other groups for each tile with replacement, (n, k)."""
+    """Draw k random tiles of other groups for each tile, none of them twice, (n, k).
+
+    Where other groups have fewer than k tiles the rest is -1.
+    """
     codes = pd.factorize(groups)[0]
     order = np.argsort(codes, kind="stable")
     start, size = np.searchsorted(codes[order], codes), np.bincount(codes)[codes]
-    draw = rng.integers(0, (len(codes) - size)[:, None], size=(len(codes), k))
-    return np.asarray(order[draw + np.where(draw >= start[:, None], size[:, None], 0)])
+    others = len(codes) - size
+    # Few draws of a few tiles among many hit one twice: these, and no others, are drawn again.
+    draw = rng.integers(0, others[:, None], size=(len(codes), k))
+    ordered = np.sort(draw, axis=1)
+    for i in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1)):
+        some = min(k, int(others[i]))
+        draw[i, :some] = rng.choice(others[i], some, replace=False)
+        draw[i, some:] = -1
+    place = draw + np.where(draw >= start[:, None], size[:, None], 0)
+    return np.where(draw < 0, -1, order[place])
 
 
 def _distance_scores(
@@ -306,12 +405,12 @@ def slide_pairs(
     check_distances(near_um, far_um)
     drawn, lacking = [np.empty((0, 3), np.intp)], 0
     rng = np.random.default_rng(seed)
-    for _, group in tiles.reset_index(drop=True).groupby("slide_id", sort=True):
+    bare = tiles.reset_index(drop=True)
+    bare.attrs = {}  # which name every slide, and would be copied with the rows of each
+    for _, group in bare.groupby("slide_id", sort=True):
         where = group.index.to_numpy()
         try:
-            pairs = sample_pairs(
-                tiles.iloc[where], pairs_per_slide, near_um=near_um, far_um=far_um, rng=rng
-            )
+            pairs = sample_pairs(group, pairs_per_slide, near_um=near_um, far_um=far_um, rng=rng)
         except ConfigError:  # no tile has both partners
             lacking += 1
             continue
@@ -346,12 +445,13 @@ def cost(
     """
     unit = unit_length(descriptors)
     n, d = unit.shape
+    most = min(k, n)
     asked = unit[np.linspace(0, n - 1, min(queries, n)).astype(int)]
-    neighbours(asked, unit, k=k)  # warm
+    neighbours(asked, unit, k=most)  # warm
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        neighbours(asked, unit, k=k)
+        neighbours(asked, unit, k=most)
         times.append((time.perf_counter() - start) / len(asked) * 1e6)
     about = {"dim": d, "tiles": n}
     rows = [row(method, "bytes_per_tile", d * 4, n=n, data=data, **about)]

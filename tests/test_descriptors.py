@@ -244,10 +244,12 @@ def damage_never_written(path):
 
 
 DAMAGES = [value for name, value in list(globals().items()) if name.startswith("damage_")]
+# Nothing in such a file says who made it.
+UNREADABLE = (damage_cut_short, damage_text, damage_garbled)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_named_with_its_remedy_and_computed_again_on_resume(tmp_path, damage):
+def test_a_damaged_file_is_named_with_its_remedy(tmp_path, damage):
     tiles = some_tiles()
     run(tiles, tmp_path)
     path = descriptor_path(tmp_path, "a")
@@ -256,9 +258,31 @@ def test_a_damaged_file_is_named_with_its_remedy_and_computed_again_on_resume(tm
         read_descriptors(tmp_path, tiles)
     assert str(path) in str(caught.value)
     assert "sslpath embed" in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [each for each in DAMAGES if each not in UNREADABLE])
+def test_a_damaged_file_of_sslpath_is_computed_again_on_resume(tmp_path, damage):
+    tiles = some_tiles()
+    run(tiles, tmp_path)
+    damage(descriptor_path(tmp_path, "a"))
     source = PlainTiles()
     run(tiles, tmp_path, source)
     assert source.read_so_far == 5
+    assert_right(read_descriptors(tmp_path, tiles), tiles)
+
+
+@pytest.mark.parametrize("damage", UNREADABLE)
+def test_a_file_that_cannot_be_read_is_not_overwritten_until_it_is_moved_away(tmp_path, damage):
+    tiles = some_tiles()
+    run(tiles, tmp_path)
+    path = descriptor_path(tmp_path, "a")
+    damage(path)
+    before = path.read_bytes()
+    with pytest.raises(DescriptorError, match=r"a\.h5 is there and cannot be read.*--out"):
+        run(tiles, tmp_path)
+    assert path.read_bytes() == before
+    path.unlink()
+    run(tiles, tmp_path)
     assert_right(read_descriptors(tmp_path, tiles), tiles)
 
 

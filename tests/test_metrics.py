@@ -268,3 +268,63 @@ def test_the_same_seed_gives_the_same_interval():
     score = metrics.knn_auc(*some_answers(2))
     assert score.interval(seed=7) == score.interval(seed=7)
     assert score.interval(seed=7) != score.interval(seed=8)
+
+
+@given(
+    seed=seeds,
+    q=st.integers(1, 30),
+    k=st.integers(1, 40),
+    patients=st.integers(1, 6),
+    prevalence=st.sampled_from([0.02, 0.5, 0.98]),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_value_and_no_resample_of_any_answers_leaves_0_to_1(seed, q, k, patients, prevalence):
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(q) < prevalence).astype(int)
+    found = (rng.random((q, k)) < prevalence).astype(int)
+    found[np.arange(k) >= rng.integers(0, k + 1, q)[:, None]] = -1
+    names = rng.choice([f"p{i}" for i in range(patients)], q)
+    relevant = (found == labels[:, None]).sum(axis=1) + rng.integers(0, 3, q)
+    for metric in (
+        metrics.tumour_top1,
+        metrics.precision_at_k,
+        metrics.mmv_at_k,
+        metrics.knn_auc,
+        lambda *every: metrics.map_at_k(*every, relevant),
+    ):
+        try:
+            score = metric(labels, found, names)
+        except TableError:
+            continue  # undefined, and said so
+        values = score.resampled(50)
+        values = values[np.isfinite(values)]
+        assert 0 <= score.value <= 1
+        assert ((values >= 0) & (values <= 1)).all()
+
+
+def test_fewer_relevant_tiles_than_were_found_are_refused():
+    """As when a neighbour is answered twice: the mean average precision would exceed 1."""
+    labels, found, patients = np.array([1, 0]), np.array([[1, 1], [0, -1]]), np.array(["a", "b"])
+    with pytest.raises(TableError, match="relevant"):
+        metrics.map_at_k(labels, found, patients, np.array([1, 1]))
+    assert metrics.map_at_k(labels, found, patients, np.array([2, 1])).value == 1
+
+
+@given(
+    near=st.lists(st.floats(0, 1e300), min_size=1, max_size=20),
+    seed=seeds,
+)
+@settings(max_examples=100, deadline=None)
+def test_a_distance_ratio_is_finite_and_not_negative_or_it_is_refused(near, seed):
+    rng = np.random.default_rng(seed)
+    near, far = np.array(near), rng.permutation(near) * rng.random(len(near))
+    slides = rng.choice(["s1", "s2", "s3"], len(near))
+    for measure in (
+        lambda: metrics.addr_global(near, far, slides),
+        lambda: metrics.addr_median(near, far, slides, slides),
+    ):
+        try:
+            score = measure()
+        except TableError:
+            continue
+        assert 0 <= score.value < np.inf
