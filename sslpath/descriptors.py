@@ -44,6 +44,7 @@ from sslpath.descriptor_files import (
 )
 from sslpath.errors import DescriptorError, SlideError
 from sslpath.files import only_one
+from sslpath.progress import hide_bar
 from sslpath.reading import FailedTile, Read, read_ahead
 from sslpath.sources import TileSource
 
@@ -333,7 +334,7 @@ def compute(
         else:
             done = _compute_elsewhere(scheduler, tiles, work)
         total = len(tiles[["slide_id", "x", "y"]].drop_duplicates())
-        with tqdm(total=total, unit="tile", disable=not progress) as bar:
+        with tqdm(total=total, unit="tile", disable=hide_bar(progress)) as bar:
             for count, failures in done:
                 bar.update(count)
                 failed += failures

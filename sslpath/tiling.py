@@ -37,6 +37,7 @@ from sslpath.annotations import (
 from sslpath.cluster import each
 from sslpath.errors import ConfigError, SlideError, SslpathError, TableError
 from sslpath.labels import how_read, label_tiles, outlines_of, warn_of_outlines
+from sslpath.progress import hide_bar
 from sslpath.slide_files import slides_named
 from sslpath.slides import Slide
 from sslpath.table import DTYPES, load_tiles, make_table, save_tiles
@@ -316,7 +317,7 @@ def tile_slides(
     )
     tables: dict[int, pd.DataFrame] = {}
     failures: dict[int, Failure] = {}
-    with tqdm(total=len(slides), desc="tiling", unit="slide", disable=not progress) as bar:
+    with tqdm(total=len(slides), desc="tiling", unit="slide", disable=hide_bar(progress)) as bar:
         if scheduler is None:
             done = _run(job, drawn, workers, timeout_s)
         else:

@@ -522,6 +522,19 @@ def test_help_imports_none_of_the_heavy_packages() -> None:
     }
 
 
+def test_a_log_file_gets_messages_and_no_progress_bars(slides: Path, tmp_path: Path) -> None:
+    words = ["tile", slides, "--mpp", "1", "--tile-px", "64", "--out", tmp_path / "t.parquet"]
+    with (tmp_path / "log").open("w") as log:
+        line = [sys.executable, "-m", "sslpath", *words, "--annotations", tmp_path]
+        done = subprocess.run(line, stdout=log, stderr=log, check=False)
+    text = (tmp_path / "log").read_text()
+    assert done.returncode == 0, text
+    assert "No annotations in" in text
+    assert "\r" not in text
+    assert "it/s" not in text
+    assert "slide/s" not in text
+
+
 def test_results_are_plain_json(work: Path) -> None:
     rows = json.loads((work / "results.json").read_text())
     assert isinstance(rows, list)

@@ -240,10 +240,11 @@ def _views(
     from tqdm import tqdm
 
     from sslpath.augment import augment
+    from sslpath.progress import hide_bar
 
     generator = torch.Generator().manual_seed(0)
     parts = []
-    for start in tqdm(range(0, len(tiles), batch), "views"):
+    for start in tqdm(range(0, len(tiles), batch), "views", disable=hide_bar(True)):
         pixels = torch.from_numpy(source.read(tiles.iloc[start : start + batch]))
         views = augment(pixels.permute(0, 3, 1, 2), generator).permute(0, 2, 3, 1)
         parts.append(encoder.encode((views * 255).round().to(torch.uint8).numpy()))

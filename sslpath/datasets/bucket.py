@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from sslpath.datasets.download import download, fetch
 from sslpath.errors import ChecksumError, DataError
+from sslpath.progress import hide_bar
 
 # What a folder of ours may hold: plain names, no drive, no way up.
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]*")
@@ -164,7 +165,7 @@ def download_all(
     lost: dict[str, Lost] = {}
     bar = tqdm(
         total=sum(one.size for one in files), initial=sum(have.values()), unit="B",
-        unit_scale=True, desc="download", disable=not progress,
+        unit_scale=True, desc="download", disable=hide_bar(progress),
     )  # fmt: skip
 
     def get(one: Remote) -> None:

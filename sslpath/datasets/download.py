@@ -18,6 +18,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from sslpath.errors import ChecksumError, ConfigError, DataError
+from sslpath.progress import hide_bar
 
 CHUNK = 1 << 20
 BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
@@ -140,7 +141,7 @@ def _append(
             )
         bar = tqdm(
             total=total, initial=have, unit="B", unit_scale=True, desc=name,
-            disable=not progress or advance is not None,
+            disable=hide_bar(progress) or advance is not None,
         )  # fmt: skip
         with bar, part.open("ab" if have else "wb") as file:
             while chunk := response.read(CHUNK):

@@ -19,6 +19,7 @@ from sslpath.datasets.download import download
 from sslpath.datasets.registry import IDC
 from sslpath.errors import DataError
 from sslpath.files import atomic_path, sha256
+from sslpath.progress import hide_bar
 from sslpath.table import make_table, split_by_patient
 
 MPP = 4.0
@@ -62,7 +63,8 @@ def verify_idc(path: str | Path, *, progress: bool = True) -> None:
         DataError: If the archive cannot be opened or a tile is damaged; names the tile.
     """
     with _open(path) as archive:
-        for member in tqdm(archive.infolist(), desc="checking", unit="tile", disable=not progress):
+        members = archive.infolist()
+        for member in tqdm(members, "checking", unit="tile", disable=hide_bar(progress)):
             try:
                 with archive.open(member) as file:
                     while file.read(1 << 20):
@@ -92,7 +94,7 @@ def idc_tiles(path: str | Path, *, progress: bool = True) -> pd.DataFrame:
             for name in archive.namelist()
             if not name.endswith("/") and not PurePosixPath(name).name.startswith(".")
         ]
-        for name in tqdm(members, desc="tiles", unit="tile", disable=not progress):
+        for name in tqdm(members, desc="tiles", unit="tile", disable=hide_bar(progress)):
             match = NAME.match(name)
             if match is None:
                 foreign += 1

@@ -34,6 +34,7 @@ from sslpath.datasets.phantom_paint import Painter
 from sslpath.datasets.phantom_texture import cut
 from sslpath.errors import ConfigError, DataError
 from sslpath.files import atomic_path
+from sslpath.progress import hide_bar
 
 __all__ = ["TISSUES", "PhantomSpec", "make_phantom", "make_phantoms", "phantom_specs"]
 
@@ -283,9 +284,10 @@ def make_phantoms(
     make = partial(_make, Path(folder))
     if workers <= 1:
         return [
-            make(*job) for job in tqdm(list(zip(names, specs, strict=True)), disable=not progress)
+            make(*job)
+            for job in tqdm(list(zip(names, specs, strict=True)), disable=hide_bar(progress))
         ]
     # Not forked: libvips has threads, and threads do not survive a fork.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         done: Iterable[Path] = pool.map(make, names, specs)
-        return list(tqdm(done, total=n, unit="slide", disable=not progress))
+        return list(tqdm(done, total=n, unit="slide", disable=hide_bar(progress)))
