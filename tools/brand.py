@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from openslide import OpenSlide
 
 from sslpath.book import phantom_tiles
-from sslpath.figure_style import PALETTE, STYLE, Picture, halo, save
+from sslpath.demo import FAR_TILES, NEAR_TILES
+from sslpath.figure_style import PALETTE, STYLE, Picture, halo
 
 STATIC = Path(__file__).resolve().parents[1] / "book" / "_static"
 PINK = "#E79AC0"  # eosin; filled shapes only, never text
@@ -68,32 +69,58 @@ def logo(ink: str) -> str:
     return svg(mark(ink) + "\n  " + name, 224)
 
 
+def cover_places(
+    anchor: NDArray[np.float64], tiles: NDArray[np.float64], width: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centres of the cover's near and far tiles, at the distances that the book trains with.
+
+    Args:
+        anchor: The anchor's centre, ``(2,)``.
+        tiles: Centres of tiles in the picture, ``(n, 2)``.
+        width: Of a tile, in the same unit.
+
+    Returns:
+        Three tiles exactly at the near distance: above, below and left of the anchor; and at most
+        five of ``tiles`` beyond the far distance, from top to bottom.
+    """
+    near = anchor + NEAR_TILES * width * np.array([(0, -1), (0, 1), (-1, 0)])
+    far = tiles[np.hypot(*(tiles - anchor).T) > FAR_TILES * width]
+    far = far[np.argsort(far[:, 1])]
+    return near, far[np.linspace(0, len(far) - 1, min(5, len(far))).round().astype(int)]
+
+
 def cover() -> Picture:
-    """A strip of a phantom slide: an anchor, its near tiles on springs, and far tiles."""
+    """A strip of a phantom slide: an anchor in tumour, its near tiles on springs, and far tiles.
+
+    The slide and the anchor are chosen to show the idea where it holds: the near tiles show tumour
+    like the anchor, the far tiles other tissue.
+    """
     tiles = phantom_tiles()
-    name = "phantom_005"
+    name = "phantom_017"
     own = tiles[tiles["slide_id"] == name]
-    width, height = 3600, 1500  # px at level 0
+    width, height = 4320, 1800  # px at level 0
     x0, y0 = 300, 700
     with OpenSlide(tiles.attrs["source"]["slides"][name]["path"]) as slide:
         pixels = np.asarray(slide.read_region((x0, y0), 0, (width, height)).convert("RGB"))
-    inside = own[own["x"].between(x0, x0 + width - 112) & own["y"].between(y0, y0 + height - 112)]
+    edge = 40
+    inside = own[own["x"].between(x0 + edge, x0 + width - 112 - edge)]
+    inside = inside[inside["y"].between(y0 + edge, y0 + height - 112 - edge)]
     centre = np.stack([inside["x"] + 56 - x0, inside["y"] + 56 - y0], 1)
-    anchor = centre[np.hypot(*(centre - (900, 750)).T).argmin()]
-    away = np.hypot(*(centre - anchor).T)
+    anchor = np.array([896 + 56 - x0, 1008 + 56 - y0])  # a place of the grid
+    near, far = cover_places(anchor, centre, 112)
     with mpl.rc_context(rc=cast(Any, STYLE)):
         figure = Picture(figsize=(12, 5))
         ax = figure.add_axes((0, 0, 1, 1))
         ax.imshow(pixels)
         ax.axis("off")
-        near = centre[(away > 150) & (away < 480)][::2][:7]
-        far = centre[away > 1700][::5][:9]
         for place in far:
-            ax.plot(*np.stack([anchor, place]).T, ":", color=PALETTE["black"], lw=1.4,
+            step = 70 * (place - anchor) / np.linalg.norm(place - anchor)
+            ax.plot(*np.stack([anchor + step, place - step]).T, ":", color=PALETTE["black"], lw=1.4,
                     path_effects=halo(3))  # fmt: skip
         for place in near:
-            ax.plot(*spring(anchor, place, 5, 14).T, color=PALETTE["black"], lw=1.6,
-                    path_effects=halo(3.5))  # fmt: skip
+            step = (place - anchor) / 4  # from edge to edge
+            ax.plot(*spring(anchor + step, place - step, 3, 16).T, color=PALETTE["black"],
+                    lw=1.6, path_effects=halo(3.5))  # fmt: skip
         for places, colour, style in (
             (near, "blue", "-"), (far, "orange", "--"), (anchor[None], "black", "-"),
         ):  # fmt: skip
@@ -109,7 +136,8 @@ def main() -> None:
     (STATIC / "logo.svg").write_text(logo(PALETTE["black"]), encoding="utf-8")
     (STATIC / "logo-dark.svg").write_text(logo("#F2F2F2"), encoding="utf-8")
     (STATIC / "favicon.svg").write_text(svg(mark("#757575"), 64, 58), encoding="utf-8")
-    save(cover(), STATIC / "cover.jpg", dpi=100)
+    # Not by `save`: it writes PNG, PDF and SVG only.
+    cover().savefig(STATIC / "cover.jpg", dpi=100)
 
 
 if __name__ == "__main__":
