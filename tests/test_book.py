@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import brand
 import chapters
 import nbformat
 import numpy as np
@@ -20,10 +21,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TransformerManager
+from PIL import Image, ImageColor
+from scipy import ndimage
 
 import sslpath
 from sslpath import book
+from sslpath.demo import FAR_TILES, NEAR_TILES
 from sslpath.errors import ConfigError, DataError
+from sslpath.figure_style import PALETTE
 from sslpath.results import read_results, row, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -511,3 +516,73 @@ def test_what_chapters_quote_from_the_package_is_there() -> None:
                 assert found in source or found_class in source, f"{path.name}: {wanted} in {file}"
                 quoted += 1
     assert quoted > 10
+
+
+# What the pages claim
+
+
+def recorded(method, metric, data="IDC, five folds"):
+    """Rows of the experiments: a method or a difference in one metric, on some data."""
+    rows = json.loads((ROOT / "data/results/experiments.json").read_text(encoding="utf-8"))
+    found = [r for r in rows if (r["method"], r["metric"], r["data"]) == (method, metric, data)]
+    assert found, (method, metric, data)
+    return found
+
+
+@pytest.mark.parametrize("data", ["IDC, five folds", "IDC, folds 0 and 1"])
+def test_on_idc_a_wider_near_distance_finds_more_tumour_and_costs_auc_and_addr(data):
+    for wide in ("near 12", "near 30"):
+        assert all(r["low"] > 0 for r in recorded(f"{wide} - spatial", "tumour_p_at_10", data))
+    assert all(r["high"] < 0 for r in recorded("near 2 - spatial", "tumour_p_at_10", data))
+    for price in ("knn_auc", "addr_global"):
+        assert all(r["high"] < 0 for r in recorded("near 30 - spatial", price, data))
+
+
+def test_on_idc_centring_and_pca_find_less_tumour_than_plain_imagenet_features():
+    for method in ("imagenet centred", "imagenet PCA"):
+        assert all(r["high"] < 0 for r in recorded(f"{method} - imagenet", "tumour_p_at_10"))
+    ours = recorded("spatial, last layer - imagenet", "tumour_p_at_10")
+    assert all(r["low"] > 0 for r in ours)
+
+
+def test_the_results_page_shows_the_gpu_that_a_network_learned_on(capsys):
+    page = chapters.read(ROOT / "book" / "a2-results.ipynb")
+    space = {}
+    for cell in page.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, space)
+    (row,) = recorded("from scratch, 224 px", "tumour_p_at_10", "IDC, folds 0 and 1")
+    gpu = row["described_on"]["hardware"]
+    assert "H200" in gpu
+    assert gpu in capsys.readouterr().out
+
+
+def frames(picture, colour):
+    """Corners (y, x) of the frames of a colour in a gallery, row by row."""
+    near = np.abs(picture - ImageColor.getrgb(PALETTE[colour])).max(axis=2) < 40
+    found = ndimage.find_objects(ndimage.label(near)[0])
+    return [(y.start, x.start) for y, x in found if min(y.stop - y.start, x.stop - x.start) > 100]
+
+
+def test_the_first_page_counts_what_its_gallery_shows():
+    picture = np.asarray(Image.open(ROOT / "book/_static/demo.png").convert("RGB")).astype(int)
+    right, wrong = frames(picture, "blue"), frames(picture, "orange")
+    lines = sorted({y for y, _ in right + wrong})  # spatial and imagenet in turn
+    assert len(lines) == 6
+    assert len(right) + len(wrong) == 36
+    each = [sum(y == line for y, _ in right) for line in lines]
+    text = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    spatial, imagenet = ("{}, {} and {}".format(*each[method::2]) for method in (0, 1))
+    assert f"{spatial} of the answers of the spatial descriptor" in text
+    assert f"{imagenet} of the answers of ImageNet features" in text
+    assert sum(each[::2]) == sum(each[1::2])
+    assert f"{sum(each[::2])} of 18 answers labelled tumour each" in text
+
+
+def test_the_cover_keeps_to_the_near_and_far_distances_of_the_book():
+    grid = 112.0 * np.stack(np.meshgrid(np.arange(40), np.arange(16)), -1).reshape(-1, 2)
+    anchor = grid[3 * 40 + 4]
+    near, far = brand.cover_places(anchor, grid, 112)
+    assert np.linalg.norm(near - anchor, axis=1).tolist() == [NEAR_TILES * 112] * 3
+    assert len(far) == 5
+    assert (np.linalg.norm(far - anchor, axis=1) > FAR_TILES * 112).all()
