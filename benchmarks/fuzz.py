@@ -119,7 +119,7 @@ def _pool() -> ProcessPool:
 
 def _load(path: Path) -> SlideDescriptors:
     # HDF5 itself crashes, or goes round in a circle, on some: read apart, as what is not trusted.
-    return load_in(_pool(), path, timeout_s=5)
+    return load_in(_pool(), path, timeout_s=15)  # fuzz() gives up after 20
 
 
 def _checkpoint(path: Path) -> None:

@@ -69,17 +69,14 @@ def phantoms(
     folder: Path, slides: int = PHANTOM_SLIDES, seed: int = PHANTOM_SEED, workers: int = 1
 ) -> TileSet:
     """Three folds of phantom slides, each with two laboratories and a scanner of its own."""
-    specs = [
-        {**vars(spec), "laboratory": 2 * (i % 3) + i // 3 % 2, "scanner": i % 3}
-        for i, spec in enumerate(phantom_specs(slides, seed))
-    ]
+    fold_of, specs = zip(*phantom_folds(slides, seed), strict=True)
     make, jobs = partial(_phantom, folder), (range(slides), specs)
     if workers > 1:
         # Not forked: libvips has threads, and threads do not survive a fork.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             list(tqdm(pool.map(make, *jobs), "phantoms in parallel", total=slides))
     made = [Slide(path) for path in tqdm(map(make, *jobs), "phantoms", total=slides)]
-    folds = {slide.slide_id: i % 3 for i, slide in enumerate(made)}
+    folds = {slide.slide_id: fold for slide, fold in zip(made, fold_of, strict=True)}
     tiles, _ = tile_slides(
         made, mpp=MPP, tile_px=TILE_PX, annotations_dir=folder, max_tiles=PHANTOM_TILES,
         on_error="raise", progress=False,
@@ -91,6 +88,14 @@ def phantoms(
         name += f", {slides} slides"
     of = tiles["slide_id"].map(folds).to_numpy(np.int64)
     return TileSet(tiles, of, {name: (0, 1, 2)}, NEAR_TILES, FAR_TILES)
+
+
+def phantom_folds(slides: int, seed: int) -> list[tuple[int, dict[str, Any]]]:
+    """The fold of each phantom slide and what it is drawn from: no two folds look alike."""
+    return [
+        (i % 3, {**vars(spec), "laboratory": 2 * (i % 3) + i // 3 % 2, "scanner": i % 3})
+        for i, spec in enumerate(phantom_specs(slides, seed))
+    ]
 
 
 def _phantom(folder: Path, i: int, spec: dict[str, Any]) -> Path:

@@ -98,15 +98,12 @@ def test_a_file_that_does_not_come_is_named_and_the_others_come(
         get(bucket, tmp_path, strict=True)
 
 
-def test_a_full_disk_is_seen_before_the_first_byte(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_disk_that_is_too_small_is_seen_before_the_first_byte(
+    bucket: Bucket, tmp_path: Path
 ) -> None:
-    import shutil
-
-    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    with pytest.raises(DataError, match=r"0\.0 GB are missing and .* Free some space"):
-        get(bucket, tmp_path)
+    huge = Remote("C/images/0.tif", 10**18)
+    with pytest.raises(DataError, match=r"1000000000\.0 GB are missing and .* Free some space"):
+        download_all([huge], bucket.url, "C/", tmp_path, progress=False)
     assert not bucket.served
 
 

@@ -1,5 +1,6 @@
 """Camelyon16 in miniature: both layouts, from a bucket on localhost to a table of tiles."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from servers import Bucket, serving
 
 from sslpath.annotations import read_annotations
 from sslpath.cli import main
-from sslpath.datasets import camelyon16
 from sslpath.datasets.bucket import Remote
 from sslpath.datasets.camelyon16 import (
     NOT_EXHAUSTIVE,
@@ -205,15 +205,19 @@ def test_an_archive_of_outlines_never_leads_out_of_its_folder(tmp_path: Path) ->
     assert read_annotations(made[0]).tumour.area > 0
 
 
-def test_a_damaged_or_exploding_archive_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = archive({"tumor_001.xml": b"x" * 100_000})
-    (tmp_path / "a.zip").write_bytes(whole)
-    monkeypatch.setattr(camelyon16, "MAX_OUTLINE_BYTES", 50_000)
-    with pytest.raises(DataError, match="not unpacked"):
+def test_an_exploding_archive_is_refused(tmp_path: Path) -> None:
+    bomb = zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED)
+    with bomb, bomb.open("tumor_001.xml", "w") as member:
+        for _ in range(201):
+            member.write(bytes(1_000_000))
+    assert (tmp_path / "a.zip").stat().st_size < 1_000_000
+    with pytest.raises(DataError, match=r"would have 201 MB; .* was not unpacked"):
         unpack_outlines(tmp_path / "a.zip", tmp_path / "out")
-    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    whole = archive({"tumor_001.xml": b"x" * 100_000})
     damaged = bytearray(whole)
     damaged[50:60] = b"\xff" * 10  # of the compressed outlines
     for body in (whole[:-30], bytes(damaged)):

@@ -644,7 +644,7 @@ def test_rgb_features_are_mean_and_spread_of_each_colour():
 
 def test_a_file_read_apart_is_the_same(tmp_path):
     path = write_descriptors(tmp_path, "a", np.ones((3, 4)), np.zeros((3, 2), int))
-    apart, here = descriptor_files.load_slide_apart(path), load_slide(path)
+    apart, here = descriptor_files.load_slide_apart(path, timeout_s=HANG_S), load_slide(path)
     np.testing.assert_array_equal(apart.features, here.features)
     assert apart.attrs.keys() == here.attrs.keys()
     with pytest.raises(DescriptorError, match=r"No descriptors at .*b\.h5"):

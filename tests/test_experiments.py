@@ -3,7 +3,6 @@
 import io
 import json
 import zipfile
-from types import SimpleNamespace
 
 import experiments
 import methods
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from sslpath.augment import Augmentation
 from sslpath.backbones import make_trunk
 from sslpath.model import contrastive_loss, pair_loss
-from sslpath.table import fold, make_table
+from sslpath.table import fold
 
 
 @pytest.fixture
@@ -284,22 +283,10 @@ def test_a_fold_never_learns_from_its_own_patients(archive, tmp_path, monkeypatc
         assert not set(patients[train]) & set(patients[test])
 
 
-def test_folds_of_phantoms_share_no_stain_and_no_scanner(monkeypatch, tmp_path):
-    made = []
-    monkeypatch.setattr(
-        tile_sets, "make_phantom",
-        lambda folder, slide_id, **fields: made.append(fields) or folder / f"{slide_id}.tif",
-    )  # fmt: skip
-    monkeypatch.setattr(tile_sets, "Slide", lambda path: SimpleNamespace(slide_id=path.stem))
-    ids = [f"phantom_{i:03d}" for i in range(12)]
-    table = make_table(
-        {"slide_id": ids, "x": 0, "y": 0, "size": 112, "slide_mpp": 0.5},
-        mpp=0.5, tile_px=112, source={},
-    )  # fmt: skip
-    monkeypatch.setattr(tile_sets, "tile_slides", lambda *args, **kwargs: (table, None))
-    found = tile_sets.phantoms(tmp_path, 12)
-    looks = pd.DataFrame(made)[["laboratory", "scanner"]].assign(fold=found.folds)
+def test_folds_of_phantoms_share_no_stain_and_no_scanner():
+    folds, specs = zip(*tile_sets.phantom_folds(12, seed=0), strict=True)
+    looks = pd.DataFrame(specs)[["laboratory", "scanner"]].assign(fold=folds)
     for what in ("laboratory", "scanner"):
         assert looks[what].nunique() == {"laboratory": 6, "scanner": 3}[what]
         assert len(looks[[what, "fold"]].drop_duplicates()) == looks[what].nunique()
-    assert set(found.folds) == {0, 1, 2}
+    assert set(folds) == {0, 1, 2}

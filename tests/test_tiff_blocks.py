@@ -12,12 +12,13 @@ from conftest import MPP, draw_tissue, write_lossless
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, TiffTags
+from PIL import Image
 
-from sslpath import handles, tiff_blocks
 from sslpath.errors import TileReadError
 from sslpath.handles import open_slide, read_level
 from sslpath.slides import Slide
+from sslpath.tiff_blocks import CACHE_BYTES, BlockCache, TiffBlocks
+from sslpath.tiff_tags import directories_of
 
 
 def native(path: Path, corner: tuple[int, int], level: int, size: int) -> NDArray[np.uint8]:
@@ -67,16 +68,28 @@ def test_a_lossless_slide_is_left_to_openslide(tmp_path: Path) -> None:
 
 
 def test_a_level_whose_pixels_differ_from_openslides_is_left_to_it(
-    pyramid: Path, monkeypatch: pytest.MonkeyPatch
+    pyramid: Path, tmp_path: Path
 ) -> None:
-    decode = tiff_blocks.TiffBlocks._block
-    monkeypatch.setattr(tiff_blocks.TiffBlocks, "_block", lambda *args: decode(*args) ^ 1)
-    monkeypatch.setattr(handles, "_pools", {})
-    got = np.asarray(read_level(pyramid, 0, (300, 300), (200, 200)))
-    assert np.array_equal(got, native(pyramid, (300, 300), 0, 200))
-    blocks = open_slide(pyramid).blocks
-    assert blocks is not None
-    assert blocks.read(0, (300, 300), (200, 200)) is None
+    """Its JPEG blocks say that their colours are of the other kind than the TIFF says."""
+    path, data = tmp_path / "a.tif", pyramid.read_bytes()
+    with tifffile.TiffFile(pyramid) as tiff:
+        page = tiff.pages[0]
+        other = b"\0" if page.photometric.name == "YCBCR" else b"\1"
+        adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + other
+        places = zip(page.dataoffsets, page.databytecounts, strict=True)
+        start = b"\xff\xda"  # of the compressed pixels
+        blocks = [data[at : at + n].replace(start, adobe + start, 1) for at, n in places]
+    path.write_bytes(data + b"".join(blocks))
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        sizes = [len(block) for block in blocks]
+        tiff.pages[0].tags["TileOffsets"].overwrite(len(data) + np.cumsum([0, *sizes[:-1]]))
+        tiff.pages[0].tags["TileByteCounts"].overwrite(sizes)
+    of_slide = open_slide(path).blocks
+    assert of_slide is not None
+    assert of_slide.levels[0] is not None
+    assert of_slide.read(0, (300, 300), (200, 200)) is None
+    got = np.asarray(read_level(path, 0, (300, 300), (200, 200)))
+    assert np.array_equal(got, native(path, (300, 300), 0, 200))
 
 
 def test_a_slide_with_a_block_that_was_not_scanned_shows_its_background(
@@ -121,36 +134,42 @@ def test_a_slide_with_a_damaged_first_block_is_compared_once_and_not_at_each_rea
 
 
 @pytest.mark.parametrize(
-    ("tag", "value"),
-    [("TileWidth", 0), ("TileWidth", "64"), ("ImageWidth", b"9"), ("ImageLength", (5, 6)),
-     ("JPEGTables", 3_690_000_000), ("JPEGTables", 1.5), ("TileByteCounts", (1 << 32,) * 4)],
+    ("tag", "value", "kind"),
+    [("TileWidth", 0, "LONG"), ("TileWidth", "64", "ASCII"), ("ImageWidth", b"9", "BYTE"),
+     ("ImageLength", (5, 6), "LONG"), ("JPEGTables", 3_690_000_000, "LONG"),
+     ("JPEGTables", 1.5, "DOUBLE"), ("TileByteCounts", 1 << 32, "LONG8")],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Metadata Warning")
 def test_a_header_that_lies_is_left_to_openslide(
-    pyramid: Path, tag: str, value: object, monkeypatch: pytest.MonkeyPatch
+    pyramid: Path, tag: str, value: object, kind: str, tmp_path: Path
 ) -> None:
-    """As Pillow tells it if the type or the number of a tag was changed."""
-    keys = {one.name: code for code, one in TiffTags.TAGS_V2.items()}
-    make = tiff_blocks._level
+    path = tmp_path / "a.tif"
+    path.write_bytes(pyramid.read_bytes())
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        one = tiff.pages[0].tags[tag]
+        lie = (value,) * one.count if tag == "TileByteCounts" else value
+        one.overwrite(lie, dtype=tifffile.DATATYPE[kind])
+    with openslide.OpenSlide(str(pyramid)) as slide:
 
-    def lied(tags: dict[int, object]) -> object:
-        count = len(tags[keys["TileByteCounts"]])
-        new = value[:1] * count if tag == "TileByteCounts" else value
-        return make({**tags, keys[tag]: new})
+        def check(level: int, corner: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+            return slide.read_region(corner, level, size)
 
-    monkeypatch.setattr(tiff_blocks, "_level", lied)
-    monkeypatch.setattr(handles, "_pools", {})
-    blocks = open_slide(pyramid).blocks
-    assert blocks is not None
-    assert blocks.read(0, (0, 0), (64, 64)) is None
-    assert np.array_equal(Slide(pyramid).read(0, 0, 64, MPP), native(pyramid, (0, 0), 0, 64))
+        levels = slide.level_dimensions, slide.level_downsamples
+        honest, lying = (
+            TiffBlocks(each, each, directories_of(each), *levels, BlockCache(), check)
+            for each in (pyramid, path)
+        )
+        assert honest.read(0, (0, 0), (64, 64)) is not None
+        assert lying.read(0, (0, 0), (64, 64)) is None
 
 
-def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiff_blocks, "CACHE_BYTES", 1000)
-    cache = tiff_blocks.BlockCache()
+def test_the_cache_is_bounded() -> None:
+    cache = BlockCache()
     for i in range(20):
-        cache.put((0, 0, i), np.full(300, i, np.uint8))
-        assert cache.bytes == sum(block.nbytes for block in cache.blocks.values()) <= 1000
+        block = np.zeros(CACHE_BYTES // 13, np.uint8)
+        block[0] = i
+        cache.put((0, 0, i), block)
+        assert cache.bytes == sum(block.nbytes for block in cache.blocks.values()) <= CACHE_BYTES
     assert cache.get((0, 0, 0)) is None
     last = cache.get((0, 0, 19))
     assert last is not None
