@@ -204,8 +204,8 @@ def stain_jitter(
     offset = _symmetric(images, generator, shift, 3) @ basis * math.log(10)
     # To amounts, scaled, and back to colours: one matrix a tile. All that follows is per pixel.
     mix = torch.einsum("cs,bs,sd->bdc", torch.linalg.inv(basis), scale, basis)
-    stained = backbones.compiled(_stained) if compiled else _stained
-    return stained(images, _to_device_of(images, mix), _to_device_of(images, offset))
+    given = images, _to_device_of(images, mix), _to_device_of(images, offset)
+    return backbones.compiled_for_any_length(_stained, *given) if compiled else _stained(*given)
 
 
 def _stained(images: Tensor, mix: Tensor, offset: Tensor) -> Tensor:
@@ -238,8 +238,9 @@ def colour_jitter(
     mix, part, luma = (
         _to_device_of(images, drawn) for drawn in ((b * c)[..., None] * tint, b * (1 - c), luma)
     )
-    coloured = backbones.compiled(_coloured) if compiled else _coloured
-    return coloured(images, mix, part, luma)
+    if compiled:
+        return backbones.compiled_for_any_length(_coloured, images, mix, part, luma=luma)
+    return _coloured(images, mix, part, luma)
 
 
 def _coloured(images: Tensor, mix: Tensor, part: Tensor, luma: Tensor) -> Tensor:

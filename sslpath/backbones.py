@@ -4,7 +4,7 @@ import difflib
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from sslpath.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+MORE_OUTPUTS = {"aux1", "aux2", "AuxLogits"}  # modules of these architectures
+WITH_MORE_OUTPUTS = {"googlenet", "inception_v3"}
 
 
 class Architecture(NamedTuple):
@@ -71,11 +74,22 @@ def make_trunk(arch: str) -> nn.Module:
     Its weights are random, drawn from PyTorch's global generator.
     """
     classifier = architecture(arch).classifier
-    network: nn.Module = torchvision.models.get_model(arch, weights=None)
+    # In training, GoogLeNet and Inception also classify what earlier layers see.
+    single = {"aux_logits": False, "init_weights": True} if arch in WITH_MORE_OUTPUTS else {}
+    network: nn.Module = torchvision.models.get_model(arch, weights=None, **single)
     network.set_submodule(classifier, nn.Identity())
-    if hasattr(network, "aux_logits"):  # GoogLeNet and Inception answer threefold in training
-        setattr(network, "aux_logits", False)  # noqa: B010 (nn.Module types attributes as tensors)
     return network
+
+
+def without_more_outputs(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the classifiers of earlier layers, which no trunk here has.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> list(without_more_outputs({"conv1.conv.weight": one, "aux1.fc1.bias": one}))
+        ['conv1.conv.weight']
+    """
+    return {key: value for key, value in state.items() if not MORE_OUTPUTS & set(key.split("."))}
 
 
 def resolve_precision(
@@ -116,11 +130,28 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def tiles_at_a_time(device: torch.device) -> int:
+    """Tiles in a batch that need not be smaller: few on a CPU, where they stay in its cache."""
+    return 32 if device.type == "cpu" else 256
+
+
 @cache
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function as PyTorch compiles it (``torch.compile``) when it is first called."""
     faster: Callable[..., Tensor] = torch.compile(function)
     return faster
+
+
+def compiled_for_any_length(
+    function: Callable[..., Tensor], *batches: Tensor, **others: Any
+) -> Tensor:
+    """Call a compiled function on batches whose length differs from call to call.
+
+    What is compiled for the length of the first call would be compiled again for the second.
+    """
+    for batch in batches:
+        torch._dynamo.maybe_mark_dynamic(batch, 0)
+    return compiled(function)(*batches, **others)
 
 
 def start(
@@ -139,11 +170,16 @@ def start(
     Returns:
         A function that waits for the features, ``(b, d)``, and returns them.
 
+    Raises:
+        ConfigError: If these are no tiles.
+
     Example:
         >>> wait = start(lambda x: x.mean((2, 3)), np.ones((2, 8, 8, 3), np.uint8), pick_device())
         >>> wait().shape
         (2, 3)
     """
+    if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
+        raise ConfigError(f"Tiles must be uint8 (n, h, w, 3), not {tiles.dtype} {tiles.shape}.")
     images = torch.from_numpy(np.ascontiguousarray(tiles))
     if device.type != "cuda":
         found = network(images.to(device).permute(0, 3, 1, 2).float() / 255).float()

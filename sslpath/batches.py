@@ -76,17 +76,13 @@ class Batches(Dataset[Batch]):
             near_um=near_um,
             far_um=far_um,
             slides_per_batch=config.slides_per_batch,
-            # The other places are for twins.
-            tiles_per_slide=config.tiles_per_slide - round(config.twins * config.tiles_per_slide),
+            tiles_per_slide=config.different_tiles,
         )
         self.config, self.source, self.share = config, source, share
         self.slots: Slots | None = None  # where other processes leave what they read
         # The pixels of the largest batch.
         tile_px = tiles.attrs["tile_px"]
-        most = config.slides_per_batch * self.sampler.tiles_per_slide
-        if config.pairs == "explicit":
-            most = 3 * self._pairs_of_each()
-        self.shape = (-(-most // share[1]), tile_px, tile_px, 3)
+        self.shape = (-(-self._sizes()[1] // share[1]), tile_px, tile_px, 3)
         # Without metadata, which name every slide and would be copied in every step.
         self.tiles = tiles.copy(deep=False)
         self.tiles.attrs = {}
@@ -116,9 +112,35 @@ class Batches(Dataset[Batch]):
                 self.slots[step][: len(pixels)] = pixels
         return batch
 
+    @property
+    def images_per_step(self) -> tuple[int, int]:
+        """Fewest and most images that this process sees in a step if all tiles can be read."""
+        processes, share = self.share[1], self.config.twins
+        (fewest, most), twins = self._sizes(), count_twins(self._sizes()[1], share)
+        if processes == 1:
+            return fewest + count_twins(fewest, share), most + twins
+        own = -(-most // processes)
+        return fewest // processes, own + min(own, twins)  # twins are drawn from the tiles of all
+
+    def _sizes(self) -> tuple[int, int]:
+        """Different tiles in the smallest and in the largest batch."""
+        if self.config.pairs == "explicit":
+            return (3 * self._pairs_of_each(),) * 2
+        return self.sampler.sizes
+
     def _pairs_of_each(self) -> int:
         """Explicit near pairs of a batch, and as many far ones that share their anchors."""
         return max(1, self.config.slides_per_batch * self.sampler.tiles_per_slide // 3)
+
+
+def count_twins(tiles: int, share: float) -> int:
+    """How many tiles come twice, so that ``share`` of all places are for the second time.
+
+    Example:
+        >>> count_twins(24, 0.25)
+        8
+    """
+    return round(tiles * share / (1 - share))
 
 
 def as_images(pixels: NDArray[np.uint8]) -> Tensor:

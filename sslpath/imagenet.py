@@ -28,9 +28,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sslpath.backbones import Precision, architecture, make_trunk, resolve_precision, start
+from sslpath.backbones import (
+    Precision,
+    architecture,
+    make_trunk,
+    resolve_precision,
+    start,
+    tiles_at_a_time,
+    without_more_outputs,
+)
 from sslpath.depths import Depths
-from sslpath.errors import ConfigError, WeightsError
+from sslpath.errors import WeightsError
 from sslpath.files import sha256
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -106,7 +114,7 @@ class Encoder:
             Shape ``(n, dim)``.
         """
         if batch is None:
-            batch = 32 if self.device.type == "cpu" else 256
+            batch = tiles_at_a_time(self.device)
         result = np.empty((len(tiles), self.dim), np.float32)
         for first in range(0, len(tiles), batch):
             result[first : first + batch] = self._start(tiles[first : first + batch])()
@@ -128,8 +136,6 @@ class Encoder:
         return next(self.folded.parameters()).device
 
     def _start(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
-        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
-            raise ConfigError(f"Tiles must be uint8 (n, h, w, 3), not {tiles.dtype} {tiles.shape}.")
         low = self.provenance["precision"] == "bfloat16"
 
         def network(images: Tensor) -> Tensor:
@@ -173,13 +179,14 @@ def load_imagenet(
     """
     trunk = make_trunk(arch)
     if weights is None:
-        path = download_weights(arch, url, progress=progress)
+        path, checksum = download_weights(arch, url, progress=progress)
         name = f"torchvision {path.stem}"
     else:
-        path = Path(weights)
+        path, checksum = Path(weights), None
         name = path.name
     _fill(trunk, arch, read_state(path), path)
-    return _encoder(trunk, arch, name, sha256(path), input_px, precision, device, depths)
+    checksum = checksum or sha256(path)  # not before it was found to be readable
+    return _encoder(trunk, arch, name, checksum, input_px, precision, device, depths)
 
 
 def random_encoder(
@@ -204,7 +211,7 @@ def random_encoder(
         trunk = make_trunk(arch)
     digest = hashlib.sha256()
     for tensor in trunk.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.numpy())
     name = f"random, seed {seed}"
     return _encoder(trunk, arch, name, digest.hexdigest(), input_px, precision, device)
 
@@ -262,8 +269,13 @@ def fold_normalisations(trunk: nn.Module) -> nn.Module:
     return folded if same else trunk
 
 
-def download_weights(arch: str, url: str | None = None, *, progress: bool = True) -> Path:
+def download_weights(
+    arch: str, url: str | None = None, *, progress: bool = True
+) -> tuple[Path, str]:
     """Fetch torchvision's ImageNet weights into PyTorch's cache, once, and check their hash.
+
+    Returns:
+        The file, and its SHA-256.
 
     Raises:
         WeightsError: If there is no connection or the hash differs.
@@ -290,11 +302,12 @@ def download_weights(arch: str, url: str | None = None, *, progress: bool = True
             raise WeightsError(f"Cannot download {url}: {error}. {remedy}") from error
         except RuntimeError as error:
             raise WeightsError(f"{url} is not what its name promises: {error}. {remedy}") from error
-    if not sha256(path).startswith(prefix):
+    checksum = sha256(path)
+    if not checksum.startswith(prefix):
         raise WeightsError(
             f"{path} is damaged: its SHA-256 does not start with {prefix}. Delete it."
         )
-    return path
+    return path, checksum
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -329,7 +342,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def _fill(trunk: nn.Module, arch: str, state: dict[str, Tensor], path: Path) -> None:
     """Load ``state`` into ``trunk``, its classifier dropped."""
     classifier = architecture(arch).classifier + "."
-    kept = {k: v for k, v in state.items() if not k.startswith(classifier)}
+    kept = without_more_outputs(state)
+    kept = {k: v for k, v in kept.items() if not k.startswith(classifier)}
     try:
         trunk.load_state_dict(kept)
     except RuntimeError as error:

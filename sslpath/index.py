@@ -9,11 +9,7 @@ What this module does not do: the table of tiles itself has to fit into memory.
 
 import json
 import math
-import os
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ from sslpath.neighbours import group_codes, unit_length
 
 # Files of an index; the last one is written when the others are whole.
 CENTRES, LISTS, ABOUT = "index.faiss", "lists.ivfdata", "index.json"
+PARTS = ".index.faiss.parts"  # while it is built; a name that is nobody else's
 CODES = ("flat", "bytes", "quarter")
 # FAISS asks for 39 descriptors for each centre that it learns, and for 256 to learn quarters.
 LEARN_FROM, LEARN_MOST, LEARN_QUARTERS = 39, 64, 256
@@ -75,18 +72,18 @@ def build_index(
             f"code must be one of {', '.join(CODES)}, shard_tiles 1 or more, seed 0 to 2^31 - 1."
         )
     rows = _rows(tiles, descriptors)
-    sample = _sample(tiles, rows, descriptors, shard_tiles, seed)
-    length = sample.shape[1]
-    cells = max(1, min(round(4 * math.sqrt(len(rows))), len(sample) // LEARN_FROM))
-    kept = {"flat": "Flat", "bytes": "SQ8", "quarter": f"PQ{_quarter(length)}x8"}[code]
-    if code == "quarter" and len(sample) < LEARN_QUARTERS:
-        raise ConfigError(f"{len(sample)} tiles are too few for quarters; choose another code.")
-    empty = faiss.index_factory(length, f"IVF{cells},{kept}")
-    empty.cp.seed = seed
-    empty.train(sample)
     with only_one(out):
+        sample = _sample(tiles, rows, descriptors, shard_tiles, seed)
+        length = sample.shape[1]
+        cells = max(1, min(round(4 * math.sqrt(len(rows))), len(sample) // LEARN_FROM))
+        kept = {"flat": "Flat", "bytes": "SQ8", "quarter": f"PQ{_quarter(length)}x8"}[code]
+        if code == "quarter" and len(sample) < LEARN_QUARTERS:
+            raise ConfigError(f"{len(sample)} tiles are too few for quarters; choose another code.")
+        empty = faiss.index_factory(length, f"IVF{cells},{kept}")
+        empty.cp.seed = seed
+        empty.train(sample)
         (out / ABOUT).unlink(missing_ok=True)
-        parts = out / "parts"
+        parts = out / PARTS
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir()
         files: list[str] = []
@@ -149,10 +146,13 @@ class Index:
             raise DescriptorError(f"The index in {folder} is damaged ({error}); {again}") from error
         if table != _fingerprint(tiles):
             raise DescriptorError(f"The index in {folder} is of another table of tiles; {again}")
-        # The lists stay on disk, wherever the folder has been moved to.
-        flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
-        with _silent():
-            self._index = faiss.read_index(str(folder / CENTRES), flags)
+        # The lists stay on disk, wherever the folder has moved since. FAISS has a flag for lists in
+        # the same folder, but prints when it is set.
+        flags = faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY
+        self._index = faiss.read_index(str(folder / CENTRES), flags)
+        lists = faiss.downcast_InvertedLists(faiss.extract_index_ivf(self._index).invlists)
+        lists.filename = str(folder / LISTS)
+        lists.do_mmap()
 
     def neighbours(
         self,
@@ -207,7 +207,6 @@ class Index:
 def _faiss() -> Any:
     try:
         import faiss
-        import faiss.contrib.ondisk
     except ImportError as error:
         raise ConfigError("An index needs FAISS: pip install faiss-cpu.") from error
     return faiss
@@ -243,25 +242,32 @@ def _quarter(length: int) -> int:
 
 
 def _merge(faiss: Any, empty: Any, files: list[str], out: Path) -> None:
-    """Copy the lists of all shards into one file, list by list, and point ``empty`` to it."""
+    """Copy the lists of all shards into one file, and point ``empty`` to it.
+
+    A list is its codes, then its ids; FAISS finds each list by the lengths of those before it.
+    ``faiss.contrib.ondisk.merge_ondisk`` does the same, but prints.
+    """
+    shards = [faiss.read_index(name, faiss.IO_FLAG_MMAP) for name in files]
+    parts = [faiss.extract_index_ivf(shard).invlists for shard in shards]
+    code = empty.code_size
+    sizes = np.zeros(empty.nlist, np.uint64)
     (out / LISTS).unlink(missing_ok=True)  # another process may be reading it
-    with _silent():
-        faiss.contrib.ondisk.merge_ondisk(empty, files, str(out / LISTS))
+    with (out / LISTS).open("wb") as file:
+        for i in range(empty.nlist):
+            held = [(part, part.list_size(i)) for part in parts if part.list_size(i)]
+            sizes[i] = sum(n for _, n in held)
+            for part, n in held:
+                file.write(faiss.rev_swig_ptr(part.get_codes(i), n * code))
+            for part, n in held:
+                file.write(faiss.rev_swig_ptr(part.get_ids(i), n))
+        total = file.tell()
+    lists = faiss.OnDiskInvertedLists(empty.nlist, code, str(out / LISTS))
+    lists.set_all_lists_sizes(faiss.swig_ptr(sizes))
+    lists.totsize = total
+    empty.replace_invlists(lists, True)
+    lists.this.disown()  # `empty` frees it
+    empty.ntotal = int(sizes.sum())
     faiss.write_index(empty, str(out / CENTRES))
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep what FAISS prints out of the output of a command."""
-    sys.stdout.flush()
-    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nothing)
 
 
 def _fingerprint(tiles: pd.DataFrame) -> int:

@@ -26,14 +26,26 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslpath.backbones import architecture, compiled, make_trunk, resolve_precision, start
+from sslpath.backbones import (
+    architecture,
+    compiled,
+    compiled_for_any_length,
+    make_trunk,
+    resolve_precision,
+    start,
+    tiles_at_a_time,
+    without_more_outputs,
+)
 from sslpath.depths import Depths
 from sslpath.errors import ConfigError, WeightsError
 from sslpath.files import atomic_path
 from sslpath.imagenet import Encoder, check_provenance, prepare
+from sslpath.runs import CHECKPOINT, STATE
 
 HEADER = "sslpath_model"
 ROWS = ".rows"  # ends the name of the scales of a matrix in 8 bits
+FEATURES = 16_384  # rows of features that go through a head at a time
+PART_NUMBERS = 2**27  # of a part of the features in 64 bits: 1 GB
 Trunk = Literal["frozen", "finetune", "scratch"]
 
 
@@ -99,6 +111,8 @@ class SiameseNetwork(nn.Module):
         self.config = config
         self.trunk = None if config.trunk == "frozen" else make_trunk(config.arch)
         self.compiled = False  # whether PyTorch compiles what turns tiles into features
+        # Fewest and most tiles in a batch, as far as known: for what is compiled.
+        self.batch_sizes = (0, 0)
         if self.trunk is not None:
             self.trunk.to(memory_format=torch.channels_last)
         d = config.feature_dim
@@ -133,9 +147,9 @@ class SiameseNetwork(nn.Module):
         """
         # Part by part: all of a large data set would not fit into memory in 64 bits.
         n = len(features)
-        parts = [features[i : i + 65_536] for i in range(0, n, 65_536)]
+        parts = torch.split(features, max(1, min(65_536, PART_NUMBERS // features.shape[1])))
         mean = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / n
-        squares = torch.stack([(part.double() - mean).square().sum(dim=0) for part in parts])
+        squares = torch.stack([part.double().sub_(mean).square_().sum(dim=0) for part in parts])
         self.centre.copy_(mean)
         scale = (squares.sum(dim=0).mean() / n).sqrt()
         self.scale.fill_(scale.item() or 1.0)
@@ -174,51 +188,83 @@ class SiameseNetwork(nn.Module):
             Shape ``(b, descriptor_dim)``, of unit L2 length.
         """
         if self.trunk is not None:
-            features = compiled(_features) if self.compiled else _features
-            x = features(self.trunk, x, self.config.input_px)
+            features = self._compiled_features if self.compiled else _features
+            x = features(x, self.trunk, self.config.input_px)
         if exchange is not None:
             x = exchange(x)
         with torch.autocast(x.device.type, enabled=False):
             x = (x.float() - self.centre) / self.scale
             return F.normalize(self.head(x), dim=1)
 
-    @torch.inference_mode()
-    def encode(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+    def _compiled_features(self, images: Tensor, trunk: nn.Module, input_px: int) -> Tensor:
+        """As :func:`_features`, compiled once although sizes of batches differ.
+
+        A batch of a fine-tuned trunk is filled up with black tiles to the largest size: its
+        normalisation looks at no other tile, and what is compiled for a single size is faster. A
+        trunk from scratch learns from the whole batch: it is compiled for any size if sizes differ.
+        """
+        n, (fewest, most) = len(images), self.batch_sizes
+        if self.config.trunk == "scratch" and fewest < most:
+            return compiled_for_any_length(_features, images, trunk=trunk, input_px=input_px)
+        if self.config.trunk == "finetune" and n < most:
+            images = F.pad(images, (0, 0) * 3 + (0, most - n))
+        return compiled(_features)(images, trunk=trunk, input_px=input_px)[:n]
+
+    def encode(self, inputs: NDArray[Any], batch: int | None = None) -> NDArray[np.float32]:
         """Compute descriptors in evaluation, without gradients.
 
         Args:
-            batch: Features ``(n, feature_dim)`` with a frozen trunk; else tiles, uint8
+            inputs: Features ``(n, feature_dim)`` with a frozen trunk; else tiles, uint8
                 ``(n, h, w, 3)``.
+            batch: Rows at a time; by default 16,384 features, or as many tiles as
+                :meth:`sslpath.imagenet.Encoder.encode` takes.
 
         Returns:
             Shape ``(n, descriptor_dim)``.
         """
-        return self.start(batch)()
+        if self.trunk is None:
+            self._check_features(inputs)
+        if batch is None:
+            batch = FEATURES if self.trunk is None else tiles_at_a_time(self.centre.device)
+        result = np.empty((len(inputs), self.config.descriptor_dim), np.float32)
+        for first in range(0, len(inputs), batch):
+            result[first : first + batch] = self._start(inputs[first : first + batch])()
+        return result
+
+    def start(self, inputs: NDArray[Any]) -> Callable[[], NDArray[np.float32]]:
+        """As :meth:`encode`, but a GPU is only told to, tiles all at a time.
+
+        See :func:`sslpath.backbones.start`: the descriptors are what the returned function returns.
+        """
+        if self.trunk is not None and self.centre.device.type != "cpu":
+            return self._start(inputs)
+        made = self.encode(inputs)
+        return lambda: made
 
     @torch.inference_mode()
-    def start(self, batch: NDArray[Any]) -> Callable[[], NDArray[np.float32]]:
-        """As :meth:`encode`, but a GPU is only told to: see :func:`sslpath.backbones.start`."""
-        was_training = self.training
+    def _start(self, inputs: NDArray[Any]) -> Callable[[], NDArray[np.float32]]:
+        was_training, device = self.training, self.centre.device
         self.eval()
         try:
             if self.trunk is not None:
-                device = self.centre.device
                 low = resolve_precision("auto", self.config.arch, device) == torch.bfloat16
                 with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                    return start(self, batch, device)
-            if batch.ndim != 2 or batch.shape[1] != self.config.feature_dim:
-                raise WeightsError(
-                    f"This network takes features (n, {self.config.feature_dim}), not "
-                    f"{batch.shape}: compute them with {self.config.encoder or self.config.arch}."
-                )
-            x = torch.from_numpy(np.ascontiguousarray(batch, np.float32)).to(self.centre.device)
+                    return start(self, inputs, device)
+            x = torch.from_numpy(np.ascontiguousarray(inputs, np.float32)).to(device)
             made = np.asarray(self(x).cpu().numpy())
             return lambda: made
         finally:
             self.train(was_training)
 
+    def _check_features(self, inputs: NDArray[Any]) -> None:
+        if inputs.ndim != 2 or inputs.shape[1] != self.config.feature_dim:
+            raise WeightsError(
+                f"This network takes features (n, {self.config.feature_dim}), not "
+                f"{inputs.shape}: compute them with {self.config.encoder or self.config.arch}."
+            )
 
-def _features(trunk: nn.Module, images: Tensor, input_px: int) -> Tensor:
+
+def _features(images: Tensor, trunk: nn.Module, input_px: int) -> Tensor:
     """What a trunk sees in tiles."""
     return cast("Tensor", trunk(prepare(images, input_px)))
 
@@ -408,6 +454,19 @@ def _check_head(config: ModelConfig, state: dict[str, Tensor]) -> None:
         )
 
 
+def _why_unreadable(path: Path, error: Exception) -> str:
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError as reason:
+        return reason.strerror or str(reason)
+    if not start:
+        return "the file is empty"
+    if start in (b"PK", b"\x80\x02"):  # what torch.save writes, now and formerly
+        return "it is a pickle, which is never read because it could run code"
+    return f"it is cut short, damaged, or another kind of file ({error})"
+
+
 def load_model(
     path: str | Path,
     *,
@@ -418,7 +477,7 @@ def load_model(
     """Read a network, in evaluation mode; nothing in the file is ever executed.
 
     Args:
-        path: A file of :func:`save_model`.
+        path: A file of :func:`save_model`, or the folder of a finished run.
         arch: Refuse other architectures.
         trunk: Refuse other kinds of trunk.
         descriptor_dim: Refuse other lengths of the descriptor.
@@ -428,27 +487,34 @@ def load_model(
             network than was asked for.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / CHECKPOINT
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
     except FileNotFoundError as error:
+        if path.name == CHECKPOINT and (path.parent / STATE).exists():
+            raise WeightsError(
+                f"The run in {path.parent} is not finished: `sslpath train`, called as before, "
+                "goes on with it."
+            ) from error
         raise WeightsError(f"No checkpoint at {path}; make one with `sslpath train`.") from error
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"Cannot read {path} as safetensors: {error}. Train again, or pass the "
-            "`checkpoint.safetensors` of a finished run."
+            f"Cannot read {path} as safetensors: {_why_unreadable(path, error)}. Pass the folder "
+            f"of a finished run, or its `{CHECKPOINT}`."
         ) from error
     if HEADER not in metadata:
         raise WeightsError(
-            f"{path} is no checkpoint of sslpath: its header holds no network. Pass the "
-            "`checkpoint.safetensors` of a run."
+            f"{path} is no checkpoint of sslpath: its header holds no network. Pass the folder of "
+            f"a finished run, or its `{CHECKPOINT}`."
         )
     try:
         found = json.loads(metadata[HEADER])
         known = {each.name for each in fields(ModelConfig)}
         config = ModelConfig(**{k: v for k, v in found.items() if k in known})
-        state = _grown(state)
+        state = without_more_outputs(_grown(state))
         _check_head(config, state)
         network = SiameseNetwork(config)
         network.load_state_dict(state)

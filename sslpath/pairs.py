@@ -354,6 +354,15 @@ class BatchSampler:
         self._xy = centres_um(tiles)
         self._slide = pd.factorize(tiles["slide_id"])[0]
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Tiles in the smallest and in the largest batch."""
+        every = sorted(self._size(name) for name in self.index.usable)
+        return sum(every[: self.slides_per_batch]), sum(every[-self.slides_per_batch :])
+
+    def _size(self, name: str) -> int:
+        return min(self.tiles_per_slide, len(self.index.slides[name].positions))
+
     def batch(self, rng: np.random.Generator) -> Ints:
         """Draw a batch: positions into the table, shape ``(b,)``, grouped by slide."""
         usable = self.index.usable
@@ -363,7 +372,7 @@ class BatchSampler:
 
     def _of_slide(self, name: str, rng: np.random.Generator) -> Ints:
         slide, anchors = self.index.slides[name], self.index.anchors[name]
-        size = min(self.tiles_per_slide, len(slide.positions))
+        size = self._size(name)
         anchor = rng.choice(anchors, min(size // 2, len(anchors)), replace=False)
         near = slide.draw(anchor, -1.0, self.index.near_um, rng)
         chosen = np.unique(np.concatenate([anchor, near]))

@@ -28,6 +28,21 @@ from sslpath.backbones import pick_device
 from sslpath.errors import ConfigError
 
 
+def count_ranks() -> int:
+    """How many processes train together: those that torchrun has started, else 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def refuse_head_of_many(trunk: str) -> None:
+    """Refuse a head on frozen features in several processes.
+
+    Raises:
+        ConfigError: If torchrun has started several, and the trunk is frozen.
+    """
+    if count_ranks() > 1 and trunk == "frozen":
+        raise ConfigError("A head on frozen features learns in seconds: leave out torchrun.")
+
+
 class Ranks:
     """The processes that train together; one, unless torchrun has started more.
 
@@ -44,7 +59,7 @@ class Ranks:
     """
 
     def __init__(self, device: str = "auto") -> None:
-        self.count, self.number = int(os.environ.get("WORLD_SIZE", "1")), 0
+        self.count, self.number = count_ranks(), 0
         self.device = pick_device(device)
         if self.count > 1:
             try:

@@ -33,11 +33,25 @@ def claim(run: Path, settings: dict[str, Any]) -> None:
     Raises:
         ConfigError: If the folder holds a run with other settings.
     """
+    check(run, settings, partly=False)
+    write_json(run / CONFIG, settings)
+
+
+def check(run: Path, settings: dict[str, Any], *, partly: bool = True) -> None:
+    """Make sure that a run in the folder, if there is one, has these settings; write nothing.
+
+    Args:
+        run: The folder.
+        settings: As of :func:`claim`.
+        partly: Whether the run may have settings that are not given here.
+
+    Raises:
+        ConfigError: If the folder holds a run with other settings.
+    """
     path = run / CONFIG
     if not path.exists():
         if (run / STATE).exists() or (run / CHECKPOINT).exists():
             raise ConfigError(f"{run} holds weights but no {CONFIG}. Choose another run folder.")
-        write_json(path, settings)
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -48,7 +62,7 @@ def claim(run: Path, settings: dict[str, Any]) -> None:
     new = {(part, key): value for part in wanted for key, value in wanted[part].items()}
     differ = [
         f"{part} {key} {old.get((part, key))!r}, now {new.get((part, key))!r}"
-        for part, key in sorted(old | new)
+        for part, key in sorted(new if partly else old | new)
         if key not in HOUSEKEEPING and old.get((part, key)) != new.get((part, key))
     ]
     if differ:
@@ -56,7 +70,6 @@ def claim(run: Path, settings: dict[str, Any]) -> None:
             f"The run in {run} was started with other settings ({'; '.join(differ)}). "
             "Choose another run folder, or use its settings to go on."
         )
-    write_json(path, settings)
 
 
 def read_settings(run: str | Path) -> dict[str, Any]:
@@ -97,12 +110,15 @@ def load_state(run: Path, network: nn.Module, optimiser: torch.optim.Optimizer) 
             {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         )
         for name, parameter in network.named_parameters():
-            moments = {}
+            stored = {key: f"optimiser.{name}.{key}" for key in ("exp_avg", "exp_avg_sq", "step")}
+            # AdamW keeps nothing of a parameter that never had a gradient.
+            if tensors.keys().isdisjoint(stored.values()):
+                continue
+            moments = {key: tensors[where] for key, where in stored.items()}
             for key in ("exp_avg", "exp_avg_sq"):
-                # In the memory layout of the parameter, as if it had never been away.
-                moments[key] = torch.empty_like(parameter, requires_grad=False)
-                moments[key].copy_(tensors[f"optimiser.{name}.{key}"])
-            moments["step"] = tensors[f"optimiser.{name}.step"]
+                # In the memory layout of the parameter, as in a run that was not interrupted.
+                layout = torch.empty_like(parameter, requires_grad=False)
+                moments[key] = layout.copy_(moments[key])
             optimiser.state[parameter] = moments
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -24,7 +24,8 @@ class TrainConfig:
             anchor, near and far tile.
         steps: Batches to train on.
         slides_per_batch: Slides in a batch.
-        tiles_per_slide: Tiles of each; with explicit pairs, the product counts all tiles.
+        tiles_per_slide: Tiles of each, twins included; with explicit pairs, the product counts all
+            tiles.
         twins: Share of a batch's places that show a tile of it again, in another view (0 to 0.5).
             The two are pulled together as near pairs are: what only tells views apart, such as
             stain, blur or scale, is unlearned.
@@ -68,6 +69,22 @@ class TrainConfig:
             raise ConfigError("lr, margin and clip must be above 0, and warmup in 0..1.")
         if not (0 <= self.twins <= 0.5 and self.twin_weight >= 0):
             raise ConfigError("twins must be in 0..0.5, and twin_weight not below 0.")
+        if self.slides_per_batch < 1 or self.different_tiles < 2:
+            raise ConfigError(
+                f"slides_per_batch {self.slides_per_batch}, tiles_per_slide {self.tiles_per_slide} "
+                f"and twins {self.twins:g} leave {self.different_tiles} different tiles per slide: "
+                "a pair takes at least 1 slide and 2 tiles. Raise the first two, or lower twins."
+            )
+
+    @property
+    def different_tiles(self) -> int:
+        """Tiles per slide in a batch without the places that twins take.
+
+        Example:
+            >>> TrainConfig(tiles_per_slide=16, twins=0.25).different_tiles
+            12
+        """
+        return self.tiles_per_slide - round(self.twins * self.tiles_per_slide)
 
 
 DEPTHS_STEPS, DEPTHS_DROPOUT, DEPTHS_TWINS = 400, 0.3, 0.2
@@ -119,6 +136,9 @@ class Standing:
 # What is known of the settings of arXiv 1905.08139. "stated": in its abstract. "second hand": a
 # later re-implementation reports or uses it. "unverified": remembered, not checked. Margin,
 # optimiser, learning rate, batch, epochs, number of pairs and magnification are not known.
+#
+# Two far thresholds are told. A project that re-implements the method says that its 6,720 px, 30
+# tiles of 224 px, are the paper's; 9,408 px, 42 tiles, are only remembered. The preset takes 30.
 PAPER = {
     "descriptor_dim": Standing(128, "stated"),
     "near_px": Standing(1792, "second hand"),
@@ -133,24 +153,33 @@ PAPER = {
 }
 
 
-def paper_preset() -> tuple[TrainConfig, ModelConfig]:
+def paper_preset(trunk: Trunk = "finetune") -> tuple[TrainConfig, ModelConfig]:
     """The settings nearest to the paper's; what is not known of it keeps our defaults.
+
+    The preset fixes the distances, how pairs are drawn, augmentation, architecture, the size of
+    tiles and the length of the descriptor. Steps, batch and learning rate are those of the trunk,
+    see :func:`default_config`.
+
+    Args:
+        trunk: The paper's learns; ``frozen`` trains a head with the paper's distances and pairs.
 
     Example:
         >>> training, model = paper_preset()
         >>> training.far_tiles, training.pairs, model.arch, model.descriptor_dim
-        (42, 'explicit', 'resnet50', 128)
+        (30, 'explicit', 'resnet50', 128)
+        >>> paper_preset("scratch")[0].lr == default_config("scratch").lr
+        True
     """
     training = replace(
-        default_config("finetune"),
+        default_config(trunk),
         near_tiles=PAPER["near_tiles"].value,
-        far_tiles=PAPER["far_tiles"].value,
+        far_tiles=PAPER["far_px_of_reimplementation"].value // PAPER["tile_px"].value,
         pairs="explicit",
         augmentation=Augmentation(stain=0, stain_shift=0),
     )
     model = ModelConfig(
         arch=PAPER["arch"].value,
-        trunk="finetune",
+        trunk=trunk,
         descriptor_dim=PAPER["descriptor_dim"].value,
         input_px=PAPER["tile_px"].value,
     )

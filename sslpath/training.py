@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from sslpath.augment import augment
 from sslpath.backbones import Precision, resolve_precision
-from sslpath.batches import Batches, load
+from sslpath.batches import Batches, count_twins, load
 from sslpath.errors import ConfigError
 from sslpath.files import only_one
 from sslpath.imagenet import Encoder
@@ -41,7 +41,7 @@ from sslpath.model import (
     load_model,
     save_model,
 )
-from sslpath.ranks import Ranks
+from sslpath.ranks import Ranks, refuse_head_of_many
 from sslpath.runs import (
     CHECKPOINT,
     append_log,
@@ -118,21 +118,23 @@ def train(
         BusyError: If another process trains in the folder.
         TileReadError: If fewer than two tiles of a batch can be read.
     """
+    refuse_head_of_many(model_config.trunk)
     if encoder is not None and model_config.trunk != "scratch":
         model_config = replace(model_config, encoder=encoder.provenance)
     chosen = training_rows(tiles)
     part = tiles.iloc[chosen]
     part.attrs = tiles.attrs
-    _check_features(tiles, features, views, source, model_config)
-    if config.twins and model_config.trunk == "frozen" and not len(views):
-        raise ConfigError("Twins of a frozen trunk are views: pass `views`, or set `twins` to 0.")
+    _check(tiles, features, views, source, encoder, config, model_config)
     known = None
-    if features is not None and model_config.trunk == "frozen":
-        known = np.stack([np.asarray(each[chosen], np.float32) for each in (features, *views)])
+    if features is not None:
+        # One after the other: together, features and views may be half of the memory.
+        known = np.empty((1 + len(views), len(chosen), model_config.feature_dim), np.float32)
+        for i, each in enumerate((features, *views)):
+            known[i] = each[chosen]
     ranks = Ranks(device)
-    if ranks.count > 1 and model_config.trunk == "frozen":
-        raise ConfigError("A head on frozen features learns in seconds: leave out torchrun.")
     where, run = ranks.device, Path(run_dir)
+    # Before the folder is claimed: settings that fit no pair would be those of the run.
+    batches = Batches(part, config, source, share=(ranks.number, ranks.count))
     with only_one(run) if ranks.is_first else nullcontext():
         if ranks.is_first:
             claim(run, _settings(part, known, config, model_config))
@@ -140,13 +142,12 @@ def train(
         if (run / CHECKPOINT).exists():
             return load_model(run / CHECKPOINT).to(where)
 
-        batches = Batches(part, config, source, share=(ranks.number, ranks.count))
         # The caller's random state is left as it was.
         devices = [where] if where.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), _threads(1 if devices else None):
             torch.manual_seed(config.seed)
             network = _start(model_config, encoder, known).to(where)
-            network.compiled = compiled
+            network.compiled, network.batch_sizes = compiled, batches.images_per_step
             _loop(run, network, batches, known, config, ranks, workers, progress)
         if ranks.is_first:
             _warn_if_collapsed(run)
@@ -307,7 +308,7 @@ def _drawn_twins(n: int, share: float, generator: torch.Generator) -> Tensor:
     """Which of n tiles come twice, so that ``share`` of all places are for the second time."""
     if share == 0:
         return torch.empty(0, dtype=torch.long)
-    drawn = torch.randperm(n, generator=generator)[: round(n * share / (1 - share))]
+    drawn = torch.randperm(n, generator=generator)[: count_twins(n, share)]
     return torch.sort(drawn)[0]
 
 
@@ -348,11 +349,7 @@ def _start(
     if features is not None:
         network.fit_scale(torch.from_numpy(features).flatten(0, 1))
     if network.trunk is not None and model.trunk == "finetune":
-        if encoder is None or encoder.arch != model.arch:
-            raise ConfigError(
-                f"Fine-tuning starts from ImageNet weights of {model.arch}: pass "
-                f"`encoder=load_imagenet({model.arch!r}, ...)`, or choose the trunk `scratch`."
-            )
+        assert encoder is not None
         network.trunk.load_state_dict(encoder.trunk.state_dict())
     return network
 
@@ -368,17 +365,19 @@ def _optimiser(network: SiameseNetwork, config: TrainConfig) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def _check_features(
+def _check(
     tiles: pd.DataFrame,
     features: NDArray[np.float32] | None,
     views: Sequence[NDArray[np.float32]],
     source: TileSource | None,
+    encoder: Encoder | None,
+    config: TrainConfig,
     model: ModelConfig,
 ) -> None:
     """A frozen trunk learns from features and their views, another one from pixels.
 
     Raises:
-        ConfigError: If the trunk does not get what it needs.
+        ConfigError: If the trunk does not get what it needs, or gets what it has no use for.
     """
     if model.trunk != "frozen":
         if source is None:
@@ -387,16 +386,29 @@ def _check_features(
             raise ConfigError(
                 f"Views are for a frozen trunk; `{model.trunk}` augments tiles as it learns."
             )
+        if features is not None:
+            raise ConfigError(
+                f"Features are for a frozen trunk; `{model.trunk}` learns from pixels. Leave out "
+                "`features`, or choose the trunk `frozen`."
+            )
+        if model.trunk == "finetune" and (encoder is None or encoder.arch != model.arch):
+            raise ConfigError(
+                f"Fine-tuning starts from ImageNet weights of {model.arch}: pass "
+                f"`encoder=load_imagenet({model.arch!r}, ...)`, or choose the trunk `scratch`."
+            )
         return
     if features is None:
         raise ConfigError("A frozen trunk learns from features: pass `features`, a row a tile.")
+    if config.twins and not len(views):
+        raise ConfigError("Twins of a frozen trunk are views: pass `views`, or set `twins` to 0.")
     for one in (features, *views):
         if one.shape != (len(tiles), model.feature_dim):
             raise ConfigError(
                 f"The features have the shape {one.shape}; {len(tiles)} tiles and this model "
                 f"need ({len(tiles)}, {model.feature_dim})."
             )
-        if not np.isfinite(one).all():
+        rows = range(0, len(one), 65_536)
+        if not all(np.isfinite(one[i : i + 65_536]).all() for i in rows):
             raise ConfigError("Some features are not finite; compute them again.")
 
 
@@ -411,7 +423,7 @@ def _settings(
     digest.update("\n".join(tiles["slide_id"].astype(str)).encode())
     digest.update(tiles[["x", "y", "size"]].to_numpy(np.int64).tobytes())
     if features is not None:
-        digest.update(features.tobytes())
+        digest.update(np.ascontiguousarray(features).data)
     data = {
         "tiles": len(tiles),
         "slides": int(tiles["slide_id"].nunique()),

@@ -565,9 +565,213 @@ def test_the_papers_preset_can_be_started_from_and_options_win(work: Path) -> No
 
     words = ["train", "t", "--out", "r", "--preset", "paper", "--margin", "0.7"]
     config, model = _settings(build_parser().parse_args(words))
-    assert (config.pairs, config.near_tiles, config.far_tiles) == ("explicit", 8, 42)
+    assert (config.pairs, config.near_tiles, config.far_tiles) == ("explicit", 8, 30)
     assert (model.arch, model.trunk, model.descriptor_dim) == ("resnet50", "finetune", 128)
     assert config.margin == 0.7
+
+
+@pytest.mark.parametrize("preset", [(), ("--preset", "paper")], ids=["", "preset"])
+@pytest.mark.parametrize("trunk", ["frozen", "finetune", "scratch"])
+def test_a_trunk_has_its_own_rate_steps_and_batch_also_with_the_papers_preset(
+    trunk: str, preset: tuple[str, ...]
+) -> None:
+    from sslpath.cli import build_parser
+    from sslpath.commands.train import _settings
+    from sslpath.settings import default_config
+
+    words = ["train", "t", "--out", "r", "--trunk", trunk, *preset]
+    config, model = _settings(build_parser().parse_args(words))
+    own = default_config(trunk)  # type: ignore[arg-type]
+    assert model.trunk == trunk
+    for name in ("lr", "steps", "slides_per_batch", "tiles_per_slide", "checkpoint_every"):
+        assert getattr(config, name) == getattr(own, name), name
+
+
+@pytest.mark.parametrize("config", ["paper", "head"])
+@pytest.mark.parametrize(
+    "given", [(), ("--arch", "resnet18", "--input-px", "96", "--lr", "0.5", "--far-tiles", "12")]
+)
+def test_reproduce_plans_with_the_settings_that_it_trains_with(
+    config: str, given: tuple[str, ...], tmp_path: Path
+) -> None:
+    from sslpath.cli import build_parser
+    from sslpath.commands import reproduce, train
+
+    words = ["reproduce", "camelyon16", "--data", "d", "--out", str(tmp_path), "--config", config]
+    options = build_parser().parse_args([*words, *given])
+    planned = reproduce._settings(options)
+    lines = reproduce._to_results(options, planned[0], tmp_path / "t.parquet")
+    (line,) = (line for line in lines if line[0] == "train")
+    trained, model = train._settings(build_parser().parse_args([str(word) for word in line]))
+    assert trained == planned[0]
+    if config == "paper":  # a head's encoder is that of its features
+        assert model == planned[1]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    from sslpath.backbones import make_trunk
+
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(make_trunk("resnet18").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def learned(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose trunk has learned."""
+    out = tmp_path_factory.mktemp("learned") / "run"
+    run("train", work / "tiles.parquet", "--trunk", "scratch", "--arch", "resnet18",
+        "--input-px", 32, "--steps", 1, "--slides-per-batch", 2, "--tiles-per-slide", 8,
+        "--near-tiles", 2, "--far-tiles", 8, "--out", out)  # fmt: skip
+    return out
+
+
+HAS_VALUE = {
+    "arch": "resnet50", "imagenet-weights": "w.pth", "input-px": 224, "features": "d", "views": 0,
+    "seed": 0, "batch": 128, "workers": 0, "scheduler": "tcp://here:1", "root": "r",
+    "device": "cpu",
+}  # fmt: skip
+ENCODER = ("arch", "imagenet-weights", "input-px", "depths")
+READING = ("root", "batch", "workers", "scheduler")
+
+
+def option(name: str) -> list[object]:
+    return [f"--{name}", *([HAS_VALUE[name]] if name in HAS_VALUE else [])]
+
+
+@pytest.mark.parametrize(
+    ("words", "ignored"),
+    [
+        (("train", "--trunk", "scratch"), ("features", "depths", "imagenet-weights")),
+        (("train", "--trunk", "finetune"), ("features", "depths")),
+        (("train", "--preset", "paper"), ("features", "depths")),
+        (("train", "--trunk", "frozen"), ("compile",)),
+        (("train",), ("compile",)),
+        (("train", "--features", "FEATURES"), (*ENCODER, "root", "workers", "compile")),
+        (("embed", "--encoder", "rgb"), (*ENCODER, "features", "views", "seed", "device")),
+        (
+            ("embed", "--encoder", "random"),
+            ("imagenet-weights", "depths", "features", "views"),
+        ),
+        (("embed", "--encoder", "imagenet"), ("features", "seed")),
+        (("embed", "--run", "LEARNED"), (*ENCODER, "features", "views", "seed")),
+        (("embed", "--run", "HEAD"), ("arch", "input-px", "depths", "views", "seed")),
+        (
+            ("embed", "--run", "HEAD", "--features", "FEATURES"),
+            (*ENCODER, "views", "seed", *READING),
+        ),
+        (("embed", "--encoder", "rgb", "--scheduler", "tcp://here:1"), ("workers",)),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) and "-" in str(each[1:2]) else "",
+)
+def test_an_option_that_would_be_ignored_is_refused_by_name_even_with_its_default(
+    words: tuple[str, ...],
+    ignored: tuple[str, ...],
+    work: Path,
+    learned: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"FEATURES": work / "d" / "random", "LEARNED": learned, "HEAD": work / "run"}
+    command, *others = [places.get(word, word) for word in words]
+    given = [*others, "--out", tmp_path / "out"]
+    for name in ignored:
+        run(command, work / "tiles.parquet", *given, *option(name), code=1)
+        assert f"--{name} has no effect with" in capsys.readouterr().err, name
+    if len(ignored) > 1:
+        run(command, work / "tiles.parquet", *given, *option(ignored[0]), *option(ignored[1]),
+            code=1)  # fmt: skip
+        assert f"--{ignored[0]} and --{ignored[1]} have no effect" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_needs_no_slides_and_so_takes_no_root(work: Path, tmp_path: Path) -> None:
+    words = ("index", work / "tiles.parquet", "--descriptors", work / "d" / "spatial",
+             "--out", tmp_path / "i")  # fmt: skip
+    with pytest.raises(SystemExit):
+        run(*words, "--root", tmp_path)
+    run(*words)
+
+
+def test_processes_read_for_the_features_of_a_head(
+    work: Path, weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one = ("train", work / "tiles.parquet", "--arch", "resnet18", "--input-px", 32,
+           "--imagenet-weights", weights, "--near-tiles", 2, "--far-tiles", 8, "--steps", 2,
+           "--device", "cpu")  # fmt: skip
+    for workers in (0, 1):
+        run(*one, "--workers", workers, "--out", tmp_path / str(workers))
+    (here,), (there,) = (list((tmp_path / n).glob("features-*")) for n in ("0", "1"))
+    for path in here.glob("*.h5"):
+        with h5py.File(path) as a, h5py.File(there / path.name) as b:
+            np.testing.assert_array_equal(a["features"][:], b["features"][:])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--far-tiles", 1000], "No tile has both a near partner"),
+        (["--near-tiles", 9, "--far-tiles", 8], "contradict each other"),
+        (["--twins", 0.2], "Twins are views of a tile"),
+        (["--twins", 0.7], "twins must be in 0..0.5"),
+        (["--tiles-per-slide", 1], "leave 1 different tiles per slide"),
+        (["--dropout", 1], "dropout must lie in 0..1"),
+        (["--device", "cuda:77"], "No device 'cuda:77' here"),
+        (["--margin", 2, "--out", "OTHER"], "was started with other settings"),
+        (["--out", "FILE"], "cannot be a folder"),
+        (["--out", "FILE/run"], "cannot be a folder"),
+    ],
+)
+def test_what_can_be_known_before_is_said_before_features_are_computed(
+    given: list[object], says: str, work: Path, weights: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "file").touch()
+    other = tmp_path / "other"
+    one = ("train", work / "tiles.parquet", "--arch", "resnet18", "--input-px", 32,
+           "--imagenet-weights", weights, "--near-tiles", 2, "--far-tiles", 8, "--steps", 2,
+           "--out", other)  # fmt: skip
+    if "OTHER" in given:
+        run(*one)
+        for features in other.glob("features-*"):
+            shutil.rmtree(features)
+    places = {"OTHER": other, "FILE": tmp_path / "file", "FILE/run": tmp_path / "file" / "run"}
+    run(*one, *(places.get(str(word), word) for word in given), code=1)
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.rglob("features-*"))
+
+
+def test_a_head_in_many_processes_is_refused_before_features_are_computed(
+    work: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
+    run("train", work / "tiles.parquet", "--arch", "resnet18", "--imagenet-weights", weights,
+        "--out", tmp_path / "run", code=1)  # fmt: skip
+    assert "leave out torchrun" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["embed", "views", "index"])
+def test_a_file_in_place_of_a_folder_is_found_before_anything_is_computed(
+    command: str, work: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles, out, file = work / "tiles.parquet", tmp_path / "out", tmp_path / "file"
+    file.touch()
+    if command == "embed":
+        run("embed", tiles, "--encoder", "rgb", "--out", file / "d", code=1)
+    elif command == "index":
+        run("index", tiles, "--descriptors", work / "d" / "spatial", "--out", file, code=1)
+    else:
+        (out / "views").mkdir(parents=True)
+        (out / "views" / "1").touch()
+        run("embed", tiles, "--encoder", "imagenet", "--arch", "resnet18", "--views", 2,
+            "--imagenet-weights", weights, "--out", out, code=1)  # fmt: skip
+        assert not list(out.rglob("*.h5"))
+    assert "cannot be a folder" in capsys.readouterr().err
 
 
 def test_views_are_embedded_learned_from_and_must_be_of_the_same_encoder(

@@ -3,6 +3,7 @@
 import http.server
 import pickle
 import shutil
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -61,6 +62,21 @@ def test_the_trunk_of_every_architecture_has_the_length_it_claims(arch: str) -> 
         assert trunk(torch.zeros(1, 3, 32, 32)).shape == (1, architecture(arch).dim)
     url = torchvision.models.get_model_weights(arch)[imagenet.VERSION].url
     assert url.endswith(".pth")
+
+
+@pytest.mark.slow
+def test_weights_of_googlenet_are_read_without_the_classifiers_of_earlier_layers(
+    tmp_path: Path,
+) -> None:
+    network = torchvision.models.googlenet(init_weights=False, aux_logits=True).eval()
+    save_file(network.state_dict(), tmp_path / "g.safetensors")
+    encoder = load_imagenet("googlenet", tmp_path / "g.safetensors", 64, precision="float32")
+    pooled: list[Tensor] = []
+    network.dropout.register_forward_hook(lambda *args: pooled.append(args[2]))
+    tiles = some_tiles(2, 64)
+    with torch.inference_mode():
+        network(imagenet.prepare(torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255, 64))
+    np.testing.assert_allclose(encoder.encode(tiles), pooled[0].numpy(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("arch", FAMILIES)
@@ -331,6 +347,28 @@ def test_weights_are_downloaded_once_checked_and_kept(
     again = load_imagenet("resnet18", url=url, input_px=32, progress=False)
     np.testing.assert_array_equal(again.encode(some_tiles()), expected)
     assert [path.name for path in cache.iterdir()] == [name]
+
+
+def test_weights_in_the_cache_are_read_no_oftener_than_a_local_file(
+    served: tuple[str, Path], cache: Path, state: dict[str, Tensor]
+) -> None:
+    """Once for the weights, once for the hash, which checks them and names them."""
+    address, folder = served
+    name = publish(state, folder)
+    load_imagenet("resnet18", url=f"{address}/{name}", progress=False)
+    opened: list[str] = []
+    watching = True
+
+    def watch(event: str, given: tuple[object, ...]) -> None:
+        if watching and event == "open" and isinstance(given[0], (str, Path)):
+            opened.append(Path(given[0]).name)
+
+    sys.addaudithook(watch)  # for good: there is no way to take one away
+    load_imagenet("resnet18", folder / name, progress=False)
+    local, opened[:] = opened.count(name), []
+    load_imagenet("resnet18", url=f"{address}/{name}", progress=False)
+    watching = False
+    assert opened.count(name) == local > 0
 
 
 def test_a_download_with_the_wrong_hash_is_refused_and_not_kept(

@@ -1,8 +1,11 @@
 """The index on disk: against exact search, the own patient left out, whole or not at all."""
 
+import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +99,7 @@ def test_shards_lose_nothing_and_mix_nothing_up(tiles, found, folder, tmp_path):
     rows, distances = index.neighbours(found, k=1, probes=index.about["cells"])
     assert rows.ravel().tolist() == list(range(len(tiles)))
     assert distances.max() < 2e-3  # float32
-    assert not (tmp_path / "i" / "parts").exists()
+    assert {path.name for path in (tmp_path / "i").iterdir()} == {ABOUT, CENTRES, LISTS}
 
 
 def test_an_index_that_has_moved_works(tiles, found, folder, tmp_path):
@@ -196,7 +199,42 @@ def test_too_few_tiles_for_quarters_and_a_wrong_seed_leave_the_index_that_is_the
 
 def test_faiss_prints_nothing(tiles, folder, tmp_path, capfd):
     built(tiles, folder, tmp_path / "i", shard_tiles=500)
+    Index(tmp_path / "i", tiles)
     assert capfd.readouterr().out == ""
+
+
+def test_what_other_threads_print_meanwhile_arrives(tiles, folder, tmp_path, capfd):
+    built(tiles, folder, tmp_path / "i")
+    done, count = threading.Event(), 0
+
+    def speak():
+        nonlocal count
+        while not done.is_set():
+            os.write(1, b"here\n")
+            count += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        speaking = pool.submit(speak)
+        for _ in range(20):
+            Index(tmp_path / "i", tiles)
+        built(tiles, folder, tmp_path / "i", shard_tiles=500)
+        done.set()
+        speaking.result()
+    assert capfd.readouterr().out == count * "here\n"
+
+
+def test_a_folder_of_the_users_own_in_the_folder_of_the_index_stays(tiles, folder, tmp_path):
+    own = tmp_path / "i" / "parts" / "mine.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    built(tiles, folder, tmp_path / "i")
+    assert own.read_text() == "mine"
+
+
+def test_a_file_in_place_of_the_folder_is_found_before_centres_are_learned(tiles, tmp_path, folder):
+    (tmp_path / "i").touch()
+    with pytest.raises(FileExistsError):  # one descriptor would be too few to learn from
+        build_index(tiles, folder, tmp_path / "i", code="quarter", shard_tiles=1, progress=False)
 
 
 def test_wrong_settings_and_queries_are_named(tiles, found, folder, tmp_path):

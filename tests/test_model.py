@@ -2,10 +2,12 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import ContrastiveLoss
 from pytorch_metric_learning.reducers import DoNothingReducer
@@ -31,6 +34,7 @@ from sslpath.model import (
 )
 
 SMALL = ModelConfig(arch="any", feature_dim=16, hidden=12, descriptor_dim=8)
+PIXELS = ModelConfig(arch="resnet18", trunk="scratch", input_px=32)
 
 
 def unit(b: int, d: int, seed: int = 0) -> Tensor:
@@ -160,8 +164,9 @@ def test_the_effective_rank_of_a_known_spectrum_is_its_entropys_exponential() ->
         (SMALL, torch.randn(6, 16)),
         (ModelConfig(arch="resnet18", trunk="scratch", input_px=32), torch.rand(6, 3, 40, 40)),
         (ModelConfig(arch="mobilenet_v2", trunk="finetune", input_px=32), torch.rand(6, 3, 32, 32)),
+        (ModelConfig(arch="inception_v3", trunk="scratch", input_px=75), torch.rand(6, 3, 75, 75)),
     ],
-    ids=["frozen", "scratch", "finetune"],
+    ids=["frozen", "scratch", "finetune", "outputs of earlier layers"],
 )
 def test_descriptors_have_unit_length_and_learn_through_every_weight(
     config: ModelConfig, x: Tensor
@@ -214,6 +219,50 @@ def test_encode_takes_tiles_where_the_trunk_is_part_of_the_network() -> None:
     network = SiameseNetwork(ModelConfig(arch="resnet18", trunk="scratch", input_px=32))
     tiles = np.random.default_rng(0).integers(256, size=(3, 50, 50, 3), dtype=np.uint8)
     assert network.encode(tiles).shape == (3, 128)
+
+
+@pytest.mark.parametrize(
+    ("config", "inputs", "first"),
+    [
+        (
+            PIXELS,
+            np.random.default_rng(0).integers(256, size=(70, 32, 32, 3), dtype=np.uint8),
+            "trunk.conv1",
+        ),
+        (SMALL, np.random.default_rng(0).normal(size=(70, 16)).astype(np.float32), "head.0"),
+    ],
+    ids=["tiles", "features"],
+)
+def test_encode_looks_at_a_batch_at_a_time_and_says_the_same_as_at_all_at_once(
+    config: ModelConfig, inputs: NDArray[Any], first: str
+) -> None:
+    network, seen = SiameseNetwork(config), []
+    whole = network.encode(inputs, batch=70)
+    layer = network.get_submodule(first)
+    layer.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    np.testing.assert_allclose(network.encode(inputs, batch=16), whole, atol=1e-5)
+    assert seen == [16, 16, 16, 16, 6]
+    assert network.encode(inputs[:0]).shape == (0, config.descriptor_dim)
+
+
+def test_encode_and_start_take_batches_that_fit_into_memory_by_themselves() -> None:
+    tiles = np.zeros((300, 32, 32, 3), np.uint8)
+    network, seen = SiameseNetwork(PIXELS), []
+    assert network.trunk is not None
+    network.trunk.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    assert len(network.encode(tiles)) == len(network.start(tiles)()) == 300
+    assert max(seen) <= 256
+    head, seen_by_head = SiameseNetwork(SMALL), []
+    head.head.register_forward_pre_hook(lambda _, given: seen_by_head.append(len(given[0])))
+    assert len(head.encode(np.zeros((40_000, 16), np.float32))) == 40_000
+    assert max(seen_by_head) <= 16_384
+
+
+def test_tiles_that_are_no_tiles_are_refused() -> None:
+    network = SiameseNetwork(PIXELS)
+    for wrong in (np.zeros((2, 32, 32, 3), np.float32), np.zeros((2, 3, 32, 32), np.uint8)):
+        with pytest.raises(ConfigError, match="Tiles must be uint8"):
+            network.encode(wrong)
 
 
 def test_features_of_another_length_are_refused() -> None:
@@ -277,6 +326,53 @@ def test_a_missing_a_cut_and_a_foreign_checkpoint_are_refused(tmp_path: Path) ->
     save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
     with pytest.raises(WeightsError, match="no checkpoint of sslpath"):
         load_model(tmp_path / "foreign.safetensors")
+
+
+def test_the_folder_of_a_finished_run_is_as_good_as_its_checkpoint(tmp_path: Path) -> None:
+    save_model(SiameseNetwork(SMALL), tmp_path / "checkpoint.safetensors")
+    assert load_model(tmp_path).config == load_model(str(tmp_path)).config == SMALL
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("none.safetensors", None, "No checkpoint at PATH; make one with `sslpath train`"),
+        ("empty.safetensors", b"", "PATH as safetensors: the file is empty"),
+        ("notes.txt", b"some text\n" * 50, "PATH as safetensors: it is cut short, damaged, or"),
+        ("weights.pth", "torch", "PATH as safetensors: it is a pickle, which is never read"),
+        ("old.pth", "legacy torch", "PATH as safetensors: it is a pickle, which is never read"),
+        ("cut.safetensors", "cut", "PATH as safetensors: it is cut short, damaged, or"),
+        ("state.safetensors", "state", "PATH is no checkpoint of sslpath"),
+        ("folder", "folder", "No checkpoint at PATH/checkpoint.safetensors"),
+        ("run", "run", "The run in PATH is not finished: `sslpath train`"),
+        ("run/checkpoint.safetensors", "run", r"The run in .*run is not finished"),
+        ("file/checkpoint.safetensors", "file", "PATH"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_with_its_name_and_a_remedy(
+    name: str, content: object, says: str, tmp_path: Path
+) -> None:
+    path, network = tmp_path / name, SiameseNetwork(SMALL)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content in ("torch", "legacy torch"):
+        new = content == "torch"
+        torch.save(network.state_dict(), path, _use_new_zipfile_serialization=new)
+    elif content == "cut":
+        save_model(network, path)
+        path.write_bytes(path.read_bytes()[:-9])
+    elif content == "state":
+        save_file(network.state_dict(), path, {"step": "3"})
+    elif content == "folder":
+        path.mkdir()
+    elif content == "run":
+        (tmp_path / "run").mkdir()
+        save_file(network.state_dict(), tmp_path / "run" / "state.safetensors", {"step": "3"})
+    elif content == "file":
+        (tmp_path / "file").touch()
+    with pytest.raises(WeightsError, match=says.replace("PATH", re.escape(str(path)))) as caught:
+        load_model(path)
+    assert "sslpath train" in str(caught.value) or "finished run" in str(caught.value)
 
 
 class Evil:

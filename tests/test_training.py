@@ -1,11 +1,14 @@
 """Training: it learns, it survives being killed, and it refuses to mix runs."""
 
+import hashlib
 import json
 import multiprocessing
 import shutil
 import signal
 import time
+import tracemalloc
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision.models._api import BUILTIN_MODELS, register_model  # no public name
 
 from sslpath.augment import NONE, Augmentation
 from sslpath.batches import Batches
@@ -23,8 +28,8 @@ from sslpath.errors import ConfigError, TileReadError, WeightsError
 from sslpath.imagenet import random_encoder
 from sslpath.model import ModelConfig, SiameseNetwork, load_model
 from sslpath.pairs import sample_pairs
-from sslpath.runs import read_log
-from sslpath.settings import PAPER, TrainConfig, paper_preset
+from sslpath.runs import load_state, read_log, save_state
+from sslpath.settings import PAPER, TrainConfig, default_config, paper_preset
 from sslpath.table import centres_um, make_table
 from sslpath.training import learning_rate, train, training_rows
 
@@ -179,6 +184,68 @@ def test_compiled_steps_are_the_same_to_rounding(tmp_path: Path) -> None:
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-2)  # Adam makes more of rounding
 
 
+@pytest.fixture
+def small() -> Iterator[str]:
+    """A network that is compiled in seconds, with what MobileNetV2 is made of but dropout."""
+
+    def small_network(weights: object = None) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU6(),
+            nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000),
+        )  # fmt: skip
+
+    small_network.__module__ = "torchvision.models.small"  # list_models() looks at it
+    register_model()(small_network)
+    yield "small_network"
+    del BUILTIN_MODELS["small_network"]
+
+
+def slides_of(*sides: int) -> pd.DataFrame:
+    """Slides of so many tiles squared."""
+    each = [some_tiles(1, side).assign(slide_id=f"s{i}") for i, side in enumerate(sides)]
+    tiles = pd.concat(each, ignore_index=True)
+    tiles.attrs = some_tiles(1).attrs
+    return tiles
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles for a CPU with g++")
+@pytest.mark.parametrize(
+    ("trunk", "sides", "broken", "most"),
+    [
+        # Batches differ in size as slides have fewer tiles than are asked for: known before.
+        ("scratch", (14, 9, 10, 11), (), 1),
+        # Or as tiles cannot be read: not known before.
+        ("scratch", (14, 14, 14), range(0, 588, 9), 2),
+        ("finetune", (14, 9, 10, 11), range(0, 588, 9), 1),
+    ],
+    ids=["small slides", "unreadable tiles", "both, fine-tuned"],
+)
+def test_a_trunk_is_compiled_once_or_twice_however_many_steps_and_sizes_of_batches(
+    trunk: Any, sides: tuple[int, ...], broken: Any, most: int, small: str, tmp_path: Path
+) -> None:
+    tiles, found = slides_of(*sides), []
+    config = replace(
+        QUICK, steps=8, tiles_per_slide=128, log_every=1, lr=1e-4, twins=0.25, precision="float32",
+        augmentation=Augmentation(),
+    )  # fmt: skip
+    encoder = random_encoder(small, seed=7, input_px=24) if trunk == "finetune" else None
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for compiled in (False, True):
+        train(
+            tiles, config, ModelConfig(arch=small, trunk=trunk, input_px=24, hidden=32),
+            tmp_path / str(compiled), source=Painted(broken=tuple(broken)), encoder=encoder,
+            device="cpu", compiled=compiled, progress=False,
+        )  # fmt: skip
+        found.append([line["loss"] for line in read_log(tmp_path / str(compiled))])
+    # With the two of augmentation, for stains and for colours.
+    assert 3 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 + most
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert found[0] == pytest.approx(found[1], rel=1e-2)  # Adam makes more of rounding
+
+
 def test_a_scratch_trunk_learns_to_tell_far_from_near_by_pixels(tmp_path: Path) -> None:
     tiles = some_tiles(2, 12)
     model = ModelConfig(arch="resnet18", trunk="scratch", input_px=32, hidden=64, dropout=0)
@@ -256,6 +323,85 @@ def test_a_run_killed_at_random_steps_ends_bit_for_bit_as_if_undisturbed(
         for run in (killed, whole)
     ]
     assert logs[0] == logs[1], f"killed after {kills}"
+
+
+class Interrupted(Painted):
+    """A source that is interrupted at one of its reads, as by Ctrl-C."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def read(self, rows: pd.DataFrame) -> NDArray[np.uint8]:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().read(rows)
+
+
+@pytest.mark.slow
+def test_an_interrupted_googlenet_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    tiles = some_tiles(2, 10)
+    model = ModelConfig(arch="googlenet", trunk="scratch", input_px=32, hidden=32)
+    config = replace(QUICK, steps=3, tiles_per_slide=4, checkpoint_every=2)
+
+    def run(name: str, source: Painted) -> SiameseNetwork:
+        return train(
+            tiles, config, model, tmp_path / name, source=source, device="cpu", progress=False
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        run("part", Interrupted(at=2))
+    assert (tmp_path / "part" / "state.safetensors").exists()
+    assert same_weights(run("part", Painted()), run("whole", Painted()))
+
+
+class Parts(nn.Module):
+    """Parameters of every kind: used, used from the third call on, unused, frozen, a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.late, self.unused, self.frozen = (nn.Linear(4, 4) for _ in range(4))
+        self.map = nn.Conv2d(4, 4, 3, padding=1).to(memory_format=torch.channels_last)
+        self.number = nn.Parameter(torch.tensor(2.0))
+        self.frozen.requires_grad_(False)
+        self.register_buffer("calls", torch.tensor(0))
+        self.calls: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        x = self.number * self.frozen(self.used(x))
+        x = self.map(x[:, :, None, None].expand(-1, -1, 3, 3)).mean(dim=(2, 3))
+        return self.late(x) if self.calls >= 3 else x
+
+
+@pytest.mark.parametrize("stop", range(1, 6))
+def test_a_state_restores_parameters_with_late_and_without_any_gradient(
+    stop: int, tmp_path: Path
+) -> None:
+    def learn(network: nn.Module, optimiser: torch.optim.AdamW, steps: range) -> None:
+        for step in steps:
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            optimiser.zero_grad(set_to_none=True)
+            network(x).square().sum().backward()
+            optimiser.step()
+
+    def fresh(seed: int) -> tuple[nn.Module, torch.optim.AdamW]:
+        torch.manual_seed(seed)
+        network = Parts()
+        return network, torch.optim.AdamW(network.parameters(), lr=0.1)
+
+    whole, optimiser = fresh(0)
+    learn(whole, optimiser, range(stop))
+    save_state(tmp_path, whole, optimiser, stop)
+    part, other = fresh(1)
+    assert load_state(tmp_path, part, other) == stop
+    kept = [name for name, p in whole.named_parameters() if p in optimiser.state]
+    assert [name for name, p in part.named_parameters() if p in other.state] == kept
+    learn(whole, optimiser, range(stop, 6))
+    learn(part, other, range(stop, 6))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(part.state_dict()[name], value), name
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path: Path) -> None:
@@ -344,6 +490,48 @@ def test_going_on_with_other_settings_or_data_is_refused_by_name(
     with pytest.raises(ConfigError, match=f"other settings.*{says}"):
         train(tiles, config, model, tmp_path, features=features, progress=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_fits_no_pair_or_no_encoder_does_not_claim_the_folder(tmp_path: Path) -> None:
+    tiles, features = some_tiles(), spatial_features(some_tiles())
+    with pytest.raises(ConfigError, match="No tile has both a near partner"):
+        train(tiles, replace(QUICK, far_tiles=99), HEAD, tmp_path, features=features)
+    with pytest.raises(ConfigError, match="Fine-tuning starts"):
+        train(tiles, QUICK, replace(PIXELS, trunk="finetune"), tmp_path, source=Painted())
+    assert list(tmp_path.iterdir()) == []
+    train(tiles, QUICK, HEAD, tmp_path, features=features, progress=False)
+
+
+def test_the_data_of_a_run_are_known_by_the_digest_that_they_always_had(tmp_path: Path) -> None:
+    """Of names, places and features, one after the other: else no older run could go on."""
+    tiles = some_tiles(2, 9)
+    features = np.arange(len(tiles) * 24, dtype=np.float32).reshape(-1, 24)
+    views = [features[::-1], np.asfortranarray(features + 1)]
+    config = replace(QUICK, steps=1)
+    train(tiles, config, HEAD, tmp_path, features=features, views=views, progress=False)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    data = "\n".join(tiles["slide_id"]).encode()
+    data += tiles[["x", "y", "size"]].to_numpy(np.int64).tobytes()
+    data += b"".join(each.tobytes() for each in (features, *views))
+    assert saved["data"]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert saved["data"]["sha256"].startswith("940ba0a4ad70ce00")
+
+
+def test_training_holds_its_features_and_views_once_more_and_no_oftener(tmp_path: Path) -> None:
+    tiles = some_tiles(3, 80)
+    features = np.random.default_rng(0).random((len(tiles), 400), np.float32)
+    views = [features, features]
+    model = ModelConfig(arch="made up", feature_dim=400, hidden=8, descriptor_dim=4)
+    tracemalloc.start()
+    try:
+        train(
+            tiles, replace(QUICK, steps=1), model, tmp_path, features=features, views=views,
+            device="cpu", progress=False,
+        )  # fmt: skip
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 1.6 * 3 * features.nbytes
 
 
 def test_how_often_to_save_and_log_may_change_when_going_on(tmp_path: Path) -> None:
@@ -478,6 +666,7 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (r"shape \(587, 24\)", HEAD, {"features": features[1:]}),
         ("not finite", HEAD, {"features": nan}),
         ("pass `source`", scratch, {}),
+        ("Leave out `features`", scratch, {"source": Painted(), "features": features}),
         ("Fine-tuning starts", replace(scratch, trunk="finetune"), {"source": Painted()}),
     ]
     for i, (says, model, given) in enumerate(cases):
@@ -491,6 +680,52 @@ def test_inputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         replace(QUICK, **change)
+
+
+@pytest.mark.parametrize(
+    ("slides", "tiles", "twins", "left"),
+    [
+        (32, 2, 0.5, 1),
+        (32, 3, 0.5, 1),
+        (1, 1, 0.0, 1),
+        (4, 2, 0.3, 1),
+        (0, 8, 0.0, 8),
+        (2, 0, 0, 0),
+    ],
+)
+@pytest.mark.parametrize("pairs", ["in-batch", "explicit"])
+def test_batches_too_small_for_a_pair_are_refused_by_the_names_and_values_of_their_settings(
+    slides: int, tiles: int, twins: float, left: int, pairs: Any
+) -> None:
+    says = (
+        f"slides_per_batch {slides}, tiles_per_slide {tiles} and twins {twins:g} leave "
+        f"{left} different tiles per slide"
+    )
+    with pytest.raises(ConfigError, match=says):
+        replace(QUICK, slides_per_batch=slides, tiles_per_slide=tiles, twins=twins, pairs=pairs)
+
+
+@pytest.mark.parametrize(("tiles", "twins"), [(4, 0.5), (2, 0.2), (16, 0.25), (7, 0.4)])
+def test_twins_and_different_tiles_together_fill_the_places_of_a_slide(
+    tiles: int, twins: float, tmp_path: Path
+) -> None:
+    table = some_tiles()
+    config = replace(QUICK, slides_per_batch=3, tiles_per_slide=tiles, twins=twins)
+    batch = Batches(table, config, None)[0]
+    per_slide = table["slide_id"].iloc[batch.positions].value_counts()
+    assert per_slide.tolist() == [config.different_tiles] * 3
+    assert len(set(batch.positions)) == len(batch.positions)
+    assert tiles - config.different_tiles == pytest.approx(twins * tiles, abs=0.5)
+
+
+@pytest.mark.parametrize("trunk", ["finetune", "scratch", "frozen"])
+def test_the_papers_preset_leaves_rate_steps_and_batch_to_the_trunk(trunk: Any) -> None:
+    training, model = paper_preset(trunk)
+    plain = default_config(trunk)
+    assert model.trunk == trunk
+    for name in ("lr", "steps", "slides_per_batch", "tiles_per_slide", "checkpoint_every"):
+        assert getattr(training, name) == getattr(plain, name), name
+    assert (training.near_tiles, training.far_tiles, training.pairs) == (8, 30, "explicit")
 
 
 @pytest.mark.parametrize(("logs", "saves"), [(7, 3), (3, 7)])
@@ -538,7 +773,13 @@ def test_the_papers_settings_carry_how_each_is_known() -> None:
     assert model.descriptor_dim == 128
     # 1792 px is second hand; 8 widths of a 224 px tile, which is unverified, say the same.
     assert PAPER["near_px"].value == PAPER["near_tiles"].value * PAPER["tile_px"].value
-    assert PAPER["far_px"].value == training.far_tiles * PAPER["tile_px"].value
+    # Two far thresholds are told; the preset takes the better founded.
+    told = {name: PAPER[name] for name in ("far_px_of_reimplementation", "far_px")}
+    assert told["far_px_of_reimplementation"].standing == "second hand"
+    assert told["far_px"].standing == "unverified"
+    far_px = training.far_tiles * PAPER["tile_px"].value
+    assert far_px == told["far_px_of_reimplementation"].value
+    assert PAPER["far_px"].value == PAPER["far_tiles"].value * PAPER["tile_px"].value
     assert {each.standing for each in PAPER.values()} == {"stated", "second hand", "unverified"}
     assert not {"margin", "lr", "steps"} & set(PAPER)
     assert training.slides_per_batch * training.tiles_per_slide <= 128  # they come as pixels

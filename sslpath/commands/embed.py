@@ -6,18 +6,21 @@ from typing import TYPE_CHECKING
 
 from sslpath.commands.shared import (
     FAILED,
+    check_folder,
     command,
     count,
+    fill_in,
     imagenet_encoder,
     imagenet_options,
     open_table,
+    refuse_ignored,
     say,
     scheduler_option,
     table_options,
+    tell_given,
     warn,
     whole,
 )
-from sslpath.errors import ConfigError
 
 if TYPE_CHECKING:
     from sslpath.commands.shared import Commands
@@ -67,6 +70,20 @@ def add(commands: "Commands") -> None:
         "--workers", type=whole, default=0, help="processes that read tiles ahead (default 0)"
     )
     scheduler_option(p)
+    tell_given(p, "views", "arch", "input_px", "batch", "seed", "device", "workers")
+
+
+ENCODER = ("arch", "imagenet_weights", "input_px", "depths")
+READING = ("root", "batch", "workers", "scheduler")
+# Options that have no effect, by what is to be embedded.
+IGNORED = {
+    "rgb": (*ENCODER, "features", "views", "seed", "device"),
+    "random": ("imagenet_weights", "depths", "features", "views"),
+    "imagenet": ("features", "seed"),
+    "run of a trunk that learned": (*ENCODER, "features", "views", "seed"),
+    "run of a frozen trunk": ("arch", "input_px", "depths", "views", "seed"),
+    "features": (*ENCODER, "views", "seed", *READING),
+}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,15 +92,30 @@ def run(options: argparse.Namespace) -> int:
     from sslpath.backbones import pick_device
     from sslpath.imagenet import random_encoder
 
-    if options.views and options.encoder != "imagenet":
-        raise ConfigError("--views is for --encoder imagenet: leave it out.")
+    network = None
+    if options.encoder is not None:
+        refuse_ignored(options, IGNORED[options.encoder], f"--encoder {options.encoder}")
+    else:
+        network, _ = to.load_run(options.run_dir)
+        if network.trunk is not None:
+            kind, why = "run of a trunk that learned", "whose network takes pixels"
+        elif options.features is None:
+            kind, why = "run of a frozen trunk", "which knows its encoder"
+        else:
+            kind, why = "features", "and --features, which are there already"
+        refuse_ignored(options, IGNORED[kind], f"--run {options.run_dir}, {why}")
+    if options.scheduler is not None:
+        refuse_ignored(options, ["workers"], "--scheduler, whose workers read")
+    fill_in(options)
+    views = [options.out / to.VIEWS / str(k) for k in range(options.views)]
+    for folder in (options.out, *views):
+        check_folder(folder)
     tiles, source = open_table(options)
     device, reading = (
         pick_device(options.device),
         {"batch": options.batch, "workers": options.workers, "scheduler": options.scheduler},
     )
-    if options.run_dir is not None:
-        network, _ = to.load_run(options.run_dir)
+    if network is not None:
         encoder = None
         if network.trunk is None and options.features is None:
             # The run knows which encoder its head needs; only the weights have to be named.
@@ -110,8 +142,7 @@ def run(options: argparse.Namespace) -> int:
             else imagenet_encoder(options)
         )
         failed = to.embed_encoder(tiles, source, encoder, options.out, **reading)
-        for k in range(options.views):
-            where = options.out / to.VIEWS / str(k)
+        for k, where in enumerate(views):
             say(f"augmented view {k + 1} of {options.views}, into {where}")
             to.embed_views(tiles, source, encoder, where, seed=k, **reading)
     say(f"{options.out}: descriptors of {len(tiles) - len(failed):,} tiles")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sslpath.commands.shared import command, count, open_table, say, table_options, whole
+from sslpath.commands.shared import check_folder, command, count, say, whole
 
 if TYPE_CHECKING:
     from sslpath.commands.shared import Commands
@@ -24,7 +24,7 @@ def add(commands: "Commands") -> None:
         "  sslpath search phantom_003:2000,1500 tiles.parquet --descriptors d/spatial \\\n"
         "      --index d/index\n",
     )
-    table_options(p)
+    p.add_argument("tiles", type=Path, help="table of tiles")
     p.add_argument("--descriptors", type=Path, required=True, metavar="DIR")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the index")
     p.add_argument(
@@ -44,8 +44,10 @@ def add(commands: "Commands") -> None:
 def run(options: argparse.Namespace) -> int:
     """``sslpath index``."""
     from sslpath.index import build_index
+    from sslpath.table import load_tiles
 
-    tiles, _ = open_table(options)
+    check_folder(options.out)
+    tiles = load_tiles(options.tiles)
     index = build_index(
         tiles,
         options.descriptors,

@@ -144,14 +144,16 @@ def _to_results(
     imagenet, run_dir, spatial = (options.out / name for name in ("imagenet", "run", "spatial"))
     weights = ["--arch", options.arch, "--input-px", options.input_px]
     weights += _option("imagenet_weights", options.imagenet_weights)
-    on = ["--device", options.device, "--workers", options.workers]
+    device, workers = ["--device", options.device], ["--workers", options.workers]
     known = ["--features", imagenet] if options.config == "head" else []
     train = known or ["--preset", "paper", *weights]
     for name in TRAINING:
         train = train + _option(name, getattr(options, name))
+    # With features that are there already nothing is left to read.
+    on = device if known else [*device, *workers]
     distances = ["--near-tiles", training.near_tiles, "--far-tiles", training.far_tiles]
     return [
-        ["embed", table, "--encoder", "imagenet", *weights, *on, "--out", imagenet],
+        ["embed", table, "--encoder", "imagenet", *weights, *device, *workers, "--out", imagenet],
         ["train", table, *train, "--seed", options.seed, *on, "--out", run_dir],
         ["embed", table, "--run", run_dir, *known, *on, "--out", spatial],
         [

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,60 @@ def command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def tell_given(p: argparse.ArgumentParser, *names: str) -> None:
+    """Make options None unless they are given, so that :func:`refuse_ignored` can tell.
+
+    :func:`fill_in` gives them their defaults.
+    """
+    p.set_defaults(defaults={name: p.get_default(name) for name in names}, **dict.fromkeys(names))
+
+
+def refuse_ignored(options: argparse.Namespace, names: Iterable[str], choice: str) -> None:
+    """Refuse options that are given and would be ignored.
+
+    Args:
+        options: The options; those of ``names`` are None or False unless they are given.
+        names: Options that have no effect ...
+        choice: ... with this choice, such as ``--encoder rgb``.
+
+    Raises:
+        ConfigError: If one of them is given.
+
+    Example:
+        >>> refuse_ignored(argparse.Namespace(seed=0, depths=False), ["seed", "depths"], "--run")
+        Traceback (most recent call last):
+        sslpath.errors.ConfigError: --seed has no effect with --run: leave it out.
+    """
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if getattr(options, name) is not None and getattr(options, name) is not False
+    ]
+    if given:
+        have, them = ("has", "it") if len(given) == 1 else ("have", "them")
+        raise ConfigError(
+            f"{' and '.join(given)} {have} no effect with {choice}: leave {them} out."
+        )
+
+
+def fill_in(options: argparse.Namespace) -> None:
+    """Give options of :func:`tell_given` that are not given their defaults."""
+    for name, value in options.defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+
+
+def check_folder(path: Path) -> None:
+    """Make sure that a folder of that name can be, before hours of work on what goes there.
+
+    Raises:
+        ConfigError: If there is a file in its place, or in that of a folder above it.
+    """
+    there = next((each for each in (path, *path.parents) if each.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ConfigError(f"{path} cannot be a folder, as {there} is a file. Choose another name.")
 
 
 def positive(text: str) -> float:

@@ -2,20 +2,24 @@
 
 import argparse
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslpath.commands.shared import (
     FAILED,
+    check_folder,
     command,
     count,
+    fill_in,
     imagenet_encoder,
     imagenet_options,
     open_table,
     positive,
+    refuse_ignored,
     say,
     table_options,
+    tell_given,
     warn,
     whole,
 )
@@ -62,8 +66,9 @@ def add(commands: "Commands") -> None:
         "--preset",
         choices=("paper",),
         help="start from what is known of the paper's settings (ResNet-50 finetuned, explicit "
-        "pairs, near 8 and far 42 tile widths, tiles of 224 px), some of it unverified; what is "
-        "not known keeps our defaults, and options given here win",
+        "pairs, near 8 and far 30 tile widths, tiles of 224 px), some of it unverified; 42 is "
+        "told for far, too. Steps, batch and rate are those of --trunk, what else is not known "
+        "keeps our defaults, and options given here win",
     )
     p.add_argument(
         "--features",
@@ -117,34 +122,40 @@ def add(commands: "Commands") -> None:
         help="compile a trunk that learns, and augmentation (torch.compile): slower to start; on "
         "one GPU a ResNet-50 then learned two fifths faster (page on speed)",
     )
+    tell_given(p, "arch", "input_px", "workers")
+
+
+ENCODER = ("arch", "imagenet_weights", "input_px", "depths")
+# Options that have no effect, by the trunk, and with features that are there already.
+IGNORED = {
+    "scratch": ("features", "depths", "imagenet_weights"),
+    "finetune": ("features", "depths"),
+    "frozen": ("compile",),
+    "features": (*ENCODER, "root", "workers"),
+}
 
 
 def run(options: argparse.Namespace) -> int:
     """``sslpath train``."""
-    from sslpath.settings import default_config, default_dropout
+    from sslpath.backbones import pick_device
+    from sslpath.ranks import refuse_head_of_many
     from sslpath.training import train
 
-    tiles, source = open_table(options)
     config, model = _settings(options)
+    _refuse_ignored(options, model.trunk)
+    fill_in(options)
+    # All that can be known now, before hours of work on features.
+    refuse_head_of_many(model.trunk)
+    check_folder(options.out)
+    pick_device(options.device)
+    tiles, source = open_table(options)
+    _check_pairs(tiles, config)
     features, encoder, code = None, None, 0
     views: list[NDArray[np.float32]] = []
     if model.trunk == "frozen":
-        tiles, (features, *views), about, code = _frozen_features(options, tiles, source)
-        model = replace(
-            model,
-            arch=about["arch"],
-            input_px=about["input_px"],
-            feature_dim=features.shape[1],
-            encoder=about,
+        tiles, (features, *views), config, model, code = _frozen(
+            options, tiles, source, config, model
         )
-        if "blocks" in about:
-            suited = default_config("frozen", depths=True, views=len(views) > 0)
-            twins = suited.twins if options.twins is None else options.twins
-            config = replace(config, steps=options.steps or suited.steps, twins=twins)
-            if options.dropout is None:
-                model = replace(model, dropout=default_dropout(depths=True, views=len(views) > 0))
-    elif options.depths:
-        raise ConfigError("--depths is for a frozen trunk: leave it out, or --trunk.")
     elif model.trunk == "finetune":
         encoder = imagenet_encoder(options)
     _say_pairs(tiles, config.near_tiles, config.far_tiles)
@@ -174,14 +185,16 @@ def _settings(options: argparse.Namespace) -> "tuple[TrainConfig, ModelConfig]":
     from sslpath.settings import default_config, paper_preset
 
     if options.preset == "paper":
-        config, model = paper_preset()
-        trunk: Trunk = options.trunk or model.trunk
-        size = {"input_px": options.input_px, "feature_dim": 0}  # as long as the trunk's
-        model = replace(model, trunk=trunk, arch=options.arch, **size)
+        config, model = paper_preset(options.trunk or "finetune")
     else:
-        trunk = options.trunk or "frozen"
-        config = default_config(trunk)
-        model = ModelConfig(arch=options.arch, trunk=trunk, input_px=options.input_px)
+        trunk: Trunk = options.trunk or "frozen"
+        config, model = default_config(trunk), ModelConfig(trunk=trunk)
+    model = replace(
+        model,
+        arch=options.arch or model.arch,
+        input_px=options.input_px or model.input_px,
+        feature_dim=0,  # as long as the trunk's
+    )
     given = {name: value for name in TRAINING if (value := getattr(options, name)) is not None}
     if options.descriptor_dim is not None:
         model = replace(model, descriptor_dim=options.descriptor_dim)
@@ -190,18 +203,40 @@ def _settings(options: argparse.Namespace) -> "tuple[TrainConfig, ModelConfig]":
     return replace(config, seed=options.seed, **given), model
 
 
-def _frozen_features(
-    options: argparse.Namespace, tiles: "pd.DataFrame", source: "TileSource"
-) -> "tuple[pd.DataFrame, list[NDArray[np.float32]], dict[str, Any], int]":
-    """The tiles that have ImageNet features, these and their views, what made them, exit code."""
-    import numpy as np
+def _refuse_ignored(options: argparse.Namespace, trunk: str) -> None:
+    chosen = f"the trunk {trunk}"
+    if options.trunk is None:
+        chosen += " of the preset" if options.preset else ", which is the default"
+    refuse_ignored(options, IGNORED[trunk], chosen)
+    if options.features is not None:
+        refuse_ignored(options, IGNORED["features"], "--features, which are there already")
 
+
+def _check_pairs(tiles: "pd.DataFrame", config: "TrainConfig") -> None:
+    """Refuse a table without pairs to learn from."""
+    from sslpath.batches import Batches
+    from sslpath.training import training_rows
+
+    part = tiles.iloc[training_rows(tiles)]
+    part.attrs = tiles.attrs
+    Batches(part, config, None)
+
+
+def _frozen(
+    options: argparse.Namespace,
+    tiles: "pd.DataFrame",
+    source: "TileSource",
+    config: "TrainConfig",
+    model: "ModelConfig",
+) -> "tuple[pd.DataFrame, list[NDArray[np.float32]], TrainConfig, ModelConfig, int]":
+    """The tiles that have ImageNet features, these and their views, settings, exit code."""
     from sslpath.descriptor_files import features_provenance
-    from sslpath.descriptors import read_descriptors
-    from sslpath.embed import VIEWS, embed_encoder, view_folders
-    from sslpath.imagenet import IDENTITY, check_provenance
+    from sslpath.embed import embed_encoder, view_folders
+    from sslpath.files import only_one
+    from sslpath.imagenet import check_provenance
+    from sslpath.runs import check
 
-    folder, code = options.features, 0
+    folder, encoder, code = options.features, None, 0
     if folder is None:
         encoder = imagenet_encoder(options)
         # Named by what makes them, so that another encoder never overwrites a run's features.
@@ -209,11 +244,56 @@ def _frozen_features(
         name = f"features-{about['arch']}-{about['sha256'][:8]}-{about['input_px']}px"
         name += "-depths" if "blocks" in about else ""
         folder = options.out / name
+    else:
+        about = _provenance(folder, tiles)
+    views = view_folders(folder)
+    for view in views:
+        check_provenance(about, features_provenance(view, tiles), f"The view in {view}")
+    if (options.twins or 0) > 0 and not views:
+        raise ConfigError(
+            f"Twins are views of a tile, and {folder} has none: leave out --twins, or make some "
+            "with `sslpath embed --views`."
+        )
+    config, model = _suited(options, config, model, about, views=len(views) > 0)
+    if encoder is not None:
+        model = replace(model, feature_dim=encoder.dim)
+        with only_one(options.out):
+            check(options.out, {"training": asdict(config), "model": asdict(model)})
         say(f"ImageNet features go to {folder}; share them between runs with --features.")
-        failed = embed_encoder(tiles, source, encoder, folder)
+        failed = embed_encoder(tiles, source, encoder, folder, workers=options.workers)
         if len(failed):
             warn(f"{len(failed)} tiles could not be read; see {folder / 'failed.csv'}")
             code = FAILED
+    tiles, features = _read(tiles, folder, views, depths="blocks" in about)
+    return tiles, features, config, replace(model, feature_dim=features[0].shape[1]), code
+
+
+def _suited(
+    options: argparse.Namespace,
+    config: "TrainConfig",
+    model: "ModelConfig",
+    about: dict[str, Any],
+    *,
+    views: bool,
+) -> "tuple[TrainConfig, ModelConfig]":
+    """The settings of a head on these features; what was given on the command line stays."""
+    from sslpath.settings import default_config, default_dropout
+
+    model = replace(model, arch=about["arch"], input_px=about["input_px"], encoder=about)
+    if "blocks" in about:
+        suited = default_config("frozen", depths=True, views=views)
+        twins = suited.twins if options.twins is None else options.twins
+        config = replace(config, steps=options.steps or suited.steps, twins=twins)
+        if options.dropout is None:
+            model = replace(model, dropout=default_dropout(depths=True, views=views))
+    return config, model
+
+
+def _provenance(folder: Path, tiles: "pd.DataFrame") -> dict[str, Any]:
+    """The ImageNet encoder that has made the features in a folder."""
+    from sslpath.descriptor_files import features_provenance
+    from sslpath.imagenet import IDENTITY
+
     about = features_provenance(folder, tiles)
     lacking = [key for key in IDENTITY if key not in about]
     if lacking:
@@ -222,16 +302,26 @@ def _frozen_features(
             "are no features of an ImageNet encoder. Make some with `sslpath embed --encoder "
             "imagenet`."
         )
-    folders = [folder, *view_folders(folder)]
-    for view in folders[1:]:
-        check_provenance(about, features_provenance(view, tiles), f"The view in {view}")
+    return {key: value for key, value in about.items() if key not in ("mpp", "tile_px")}
+
+
+def _read(
+    tiles: "pd.DataFrame", folder: Path, views: list[Path], *, depths: bool
+) -> "tuple[pd.DataFrame, list[NDArray[np.float32]]]":
+    """The tiles that have features, these and their views."""
+    import numpy as np
+
+    from sslpath.descriptors import read_descriptors
+    from sslpath.embed import VIEWS
+
+    folders = [folder, *views]
     read = [read_descriptors(each, tiles, missing="drop") for each in folders]
     found = np.logical_and.reduce([has for _, has in read])
     # Copied only where a tile is missing: views of a large data set fill the memory.
     features = [x if found[has].all() else x[found[has]] for x, has in read]
     if len(folders) > 1:
         say(f"{len(folders) - 1} augmented views of each tile in {folder / VIEWS} are used, too")
-    elif "blocks" in about:
+    elif depths:
         say(
             "Features of all depths gained nothing on phantoms of other stains and scanners unless "
             "views were learned from. If such slides are to come, run `sslpath embed` with "
@@ -239,8 +329,7 @@ def _frozen_features(
         )
     if not found.all():
         warn(f"{(~found).sum()} of {len(found)} tiles have no features and are left out")
-    about = {key: value for key, value in about.items() if key not in ("mpp", "tile_px")}
-    return tiles[found], features, about, code
+    return tiles[found], features
 
 
 def _say_pairs(tiles: "pd.DataFrame", near_tiles: float, far_tiles: float) -> None:
