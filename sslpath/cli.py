@@ -7,6 +7,7 @@ slides or tiles could not be read (they are listed in a file); 130 interrupted.
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         idc ...
         0
     """
+    _print_whatever_there_is()
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
@@ -53,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename is not None else ""
         print(f"sslpath: error: {error.strerror or error}{where}", file=sys.stderr)
         return 1
+
+
+def _print_whatever_there_is() -> None:
+    """Let names that the terminal cannot show be printed as escapes, instead of ending the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # neither closed nor a notebook's
+            stream.reconfigure(errors="backslashreplace")
 
 
 def build_parser() -> argparse.ArgumentParser:
