@@ -7,6 +7,7 @@ slides or tiles could not be read (they are listed in a file); 130 interrupted.
 """
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         idc ...
         0
     """
+    _print_whatever_there_is()
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
@@ -75,6 +77,13 @@ def _short_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = usual
+
+
+def _print_whatever_there_is() -> None:
+    """Let names that the terminal cannot show be printed as escapes, instead of ending the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # neither closed nor a notebook's
+            stream.reconfigure(errors="backslashreplace")
 
 
 def build_parser() -> argparse.ArgumentParser:

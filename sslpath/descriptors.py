@@ -176,7 +176,7 @@ def _gaps(
         f"{path} has no descriptor for {len(lost)} of {len(corners)} tiles, such as x, y = "
         f"{tuple(lost[0].tolist())}; {known} of them could not be read, see {FAILED}. "
     )
-    if not there.any():
+    if not there.any() and known < len(lost):
         text += f"{_other_grid(path, corners, slide.coords)} "
     if made_by_sslpath(slide.attrs):
         text += "Run `sslpath embed` again to try them once more, or leave"

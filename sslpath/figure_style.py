@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
 from sslpath.errors import ConfigError
-from sslpath.files import atomic_path
+from sslpath.files import atomic_path, check_writable_file
 
 # At least 20 apart in CIELAB, also to the colour-blind (deuteranopia, protanopia, tritanopia).
 PALETTE = {
@@ -93,13 +93,10 @@ def save(figure: Figure, path: str | Path, dpi: int = 200) -> None:
     """Save a figure as PNG, PDF or SVG, by the ending of ``path``; never half of it.
 
     Raises:
-        ConfigError: If a file is there that sslpath did not save.
+        ConfigError: As of :func:`check_picture`.
     """
     path = Path(path)
-    if path.exists() and (path.is_dir() or MADE_BY.encode() not in path.read_bytes()):
-        raise ConfigError(
-            f"{path} is there, and is no picture of sslpath. Move it, or choose another name."
-        )
+    check_picture(path)
     key = "Software" if path.suffix.lower() == ".png" else "Creator"
     with atomic_path(path) as temporary, warnings.catch_warnings():
         # Names of slides in other scripts than the font has are drawn as boxes.
@@ -107,9 +104,28 @@ def save(figure: Figure, path: str | Path, dpi: int = 200) -> None:
         figure.savefig(temporary, dpi=dpi, metadata={key: MADE_BY})
 
 
+def check_picture(path: str | Path) -> None:
+    """Make sure that a picture can be saved here, and that it replaces only an older one.
+
+    Raises:
+        ConfigError: If no file can be written here, if one is there that sslpath did not save, or
+            if the ending names no format of :func:`save`.
+    """
+    check_writable_file(path)
+    path = Path(path)
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"{path}: a picture is saved as .png, .pdf or .svg; name it so.")
+    if path.exists() and path.stat().st_size and MADE_BY.encode() not in path.read_bytes():
+        raise ConfigError(
+            f"{path} is there and was not drawn by sslpath: it is not overwritten. Choose another "
+            "place, or move it away if it is not needed."
+        )
+
+
 def as_text(name: str) -> str:
     """A name as a figure shows it: a dollar begins no formula, and there is a single line."""
-    return " ".join(name.split()).replace("$", r"\$")
+    visible = "".join(sign if sign.isprintable() else " " for sign in name)
+    return " ".join(visible.split()).replace("$", r"\$")
 
 
 def look(method: str, i: int = 0) -> tuple[str, str]:

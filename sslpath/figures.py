@@ -132,8 +132,8 @@ def _scatter(ax: Axes, xy: NDArray[np.float64], members: NDArray[Any], name: str
             )  # fmt: skip
     handles = [
         Line2D(
-            [], [], color=colour, marker=marker, linestyle="none", markersize=6, label=kind,
-            markerfacecolor=colour if filled else "none",
+            [], [], color=colour, marker=marker, linestyle="none", markersize=6,
+            markerfacecolor=colour if filled else "none", label=as_text(kind),
         )
         for kind, (colour, marker, filled) in looks.items()
     ]  # fmt: skip

@@ -4,7 +4,7 @@ The last step of the flow, shared by ``sslpath evaluate`` and the demo.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,25 @@ from scipy.spatial import cKDTree
 from sslpath import figures
 from sslpath.descriptors import read_descriptors
 from sslpath.errors import ConfigError, DescriptorError
+from sslpath.figure_style import check_picture
 from sslpath.neighbours import neighbours, pair_distances, unit_length
 from sslpath.pairs import label_agreement, near_far_um
 from sslpath.results import markdown_table
-from sslpath.retrieval import cost, evaluate, slide_pairs, tumour_share
+from sslpath.retrieval import (
+    check_each_once,
+    check_methods,
+    cost,
+    evaluate,
+    slide_pairs,
+    tumour_share,
+)
 from sslpath.sources import SlideTiles, TileSource
 from sslpath.table import centres_um, tile_um
 
 QUERIES = 3  # rows of a gallery
 NEIGHBOURS = 6  # columns of a gallery
 UMAP_TILES = 3000  # more only fills the picture
+UMAP_LEAST = 5  # fewer are no picture, and UMAP's own start fails on them
 COSTS = ("bytes_per_tile", "stored_bytes_per_tile", "query_us")
 Pictures = Iterator[tuple[str, Any]]
 """Name and figure, drawn one after the other."""
@@ -62,11 +71,15 @@ def compare(
         ``results.json``, see :func:`sslpath.retrieval.evaluate`.
 
     Raises:
-        ConfigError: If there is no folder.
+        ConfigError: If there is no folder, or settings make no sense.
         DescriptorError: If no tile has descriptors of all methods.
+        TableError: If the table lists a tile twice.
     """
     if not folders:
         raise ConfigError("Nothing to evaluate: name at least one folder of descriptors.")
+    check_methods(folders)
+    check_each_once(tiles)
+    near_um, far_um = near_far_um(tiles, near_tiles, far_tiles)
     read = {
         name: read_descriptors(folder, tiles, missing="drop") for name, folder in folders.items()
     }
@@ -86,7 +99,6 @@ def compare(
             stacklevel=2,
         )
     tiles = tiles[everywhere].reset_index(drop=True)
-    near_um, far_um = near_far_um(tiles, near_tiles, far_tiles)
     rows = evaluate(
         tiles,
         descriptors,
@@ -145,7 +157,11 @@ def pictures(
         k: Neighbours of the heat map's score.
         seed: Of draws and of UMAP.
         group: ``"patient"`` or ``"slide"``, left out of a query's neighbours.
+
+    Raises:
+        ConfigError: If the folder has a picture of such a name that sslpath did not draw.
     """
+    check_pictures(folder, descriptors)
     main = {name: descriptors[name] for name in ("spatial", "imagenet") if name in descriptors}
     paths = []
     # Each picture is on disk before the next is begun: one that fails costs no other.
@@ -156,6 +172,13 @@ def pictures(
         paths.append(Path(folder) / f"{name}.png")
         figures.save(figure, paths[-1])
     return paths
+
+
+def check_pictures(folder: str | Path, methods: Iterable[str]) -> None:
+    """Refuse a folder in which :func:`pictures` would write over what it did not draw."""
+    names = "results", "distances", "agreement", "umap", "gallery", "grid", "pairs"
+    for name in (*names, *(f"heatmap-{method}" for method in methods)):
+        check_picture(Path(folder) / f"{name}.png")
 
 
 def _of_results(
@@ -213,7 +236,8 @@ def _of_tiles(
     if isinstance(source, SlideTiles):
         near_um, far_um = near_far_um(tiles, near_tiles, far_tiles)
         yield from _on_a_slide(tiles, descriptors, source, near_um, far_um, k, group)
-    yield "umap", figures.umap_panels(*_in_the_plane(tiles, descriptors, seed))
+    if len(tiles) >= UMAP_LEAST:
+        yield "umap", figures.umap_panels(*_in_the_plane(tiles, descriptors, seed))
 
 
 def _in_the_plane(
@@ -228,7 +252,7 @@ def _in_the_plane(
     for name, values in descriptors.items():
         with warnings.catch_warnings():  # it warns that a seed means one thread, as we want
             warnings.simplefilter("ignore", UserWarning)
-            umap = UMAP(metric="cosine", random_state=seed, n_jobs=1)
+            umap = UMAP(metric="cosine", random_state=seed % 2**32, n_jobs=1)
             plane[name] = np.asarray(umap.fit_transform(values[some]), np.float32)
     chosen = tiles.iloc[some]
     return plane, chosen["region"].to_numpy(object), chosen["slide_id"].to_numpy(object)

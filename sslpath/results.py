@@ -18,7 +18,7 @@ from typing import Any
 
 import sslpath
 from sslpath.errors import DataError
-from sslpath.files import write_json
+from sslpath.files import check_writable_file, write_json
 
 REQUIRED = ("method", "metric", "value", "low", "high", "n", "seed", "data", "commit", "hardware")
 VERSIONS = ("numpy", "torch", "torchvision", "openslide-python")
@@ -95,7 +95,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"No results at {path}; make them with `sslpath evaluate`.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"Cannot read {path} as results ({error}); make it again.") from error
     if not isinstance(rows, list) or not all(isinstance(one, dict) for one in rows):
         raise DataError(f"{path} is not a list of results; make it with `sslpath evaluate`.")
@@ -104,13 +104,38 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def check_results_file(path: str | Path) -> None:
+    """Refuse a file that results cannot be written to, or that holds something else.
+
+    Raises:
+        ConfigError: If it cannot be written.
+        DataError: If it is there and holds no results.
+    """
+    check_writable_file(path)
+    if not Path(path).exists() or Path(path).stat().st_size == 0:
+        return
+    try:
+        read_results(path)
+    except DataError as error:
+        raise DataError(
+            f"{path} is there and holds no results of sslpath: it is not overwritten. Choose "
+            "another file, or move it away if it is not needed."
+        ) from error
+
+
 def _check(one: dict[str, Any], where: str) -> None:
     missing = [key for key in REQUIRED if key not in one]
     if missing:
         raise DataError(f"Not a result: {where} lacks {missing}. Make rows with results.row().")
+    names = [key for key in ("method", "metric", "data") if not isinstance(one[key], str)]
+    if names:
+        raise DataError(f"Not a result: {names} of {where} is no text. Make rows with row().")
     what = f"{where} ({one['method']}, {one['metric']})"
     if not isinstance(one["value"], int | float):
         raise DataError(f"Not a result: the value of {what} is {one['value']!r}, not a number.")
+    ends = [key for key in ("low", "high") if not isinstance(one[key], int | float | None)]
+    if ends:
+        raise DataError(f"Not a result: {ends} of {what} is neither a number nor null.")
     bad = [k for k, v in one.items() if isinstance(v, float) and not math.isfinite(v)]
     if bad:
         raise DataError(

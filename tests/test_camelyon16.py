@@ -25,6 +25,7 @@ from sslpath.datasets.bucket import Remote
 from sslpath.datasets.camelyon16 import (
     NOT_EXHAUSTIVE,
     choose,
+    fetch_camelyon16,
     find_camelyon16,
     read_reference,
     unpack_outlines,
@@ -164,7 +165,7 @@ def test_slides_are_chosen_by_name_pattern_and_number() -> None:
 def test_a_list_of_slides_that_is_somebody_elses_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "slides.csv").write_text("my,own,list\n")
     with pytest.raises(DataError, match=r"slides\.csv is there, and is not the list"):
-        camelyon16.fetch_camelyon16(tmp_path, [], url="http://localhost:9")
+        fetch_camelyon16(tmp_path, [], url="http://localhost:9")
     assert (tmp_path / "slides.csv").read_text() == "my,own,list\n"
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sslpath.commands.shared import (
     command,
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from sslpath.commands.shared import Commands
     from sslpath.sources import TileSource
+
+BASELINES = ("random", "rgb")
 
 
 def add(commands: "Commands") -> None:
@@ -42,7 +44,8 @@ def add(commands: "Commands") -> None:
         nargs="+",
         required=True,
         metavar="NAME=DIR",
-        help="folders of descriptors by method",
+        help="folders of descriptors by method; a folder given as `random` or `rgb` stands in for "
+        "that baseline",
     )
     p.add_argument("--out", type=Path, required=True, help="results.json to write")
     p.add_argument("--split", default="test", help="rows to use (default test; `all` for all)")
@@ -75,17 +78,33 @@ def add(commands: "Commands") -> None:
 def run(options: argparse.Namespace) -> int:
     """``sslpath evaluate``."""
     from sslpath.descriptor_files import provenance_or_nothing
-    from sslpath.report import compare, pictures, tables
-    from sslpath.results import write_results
+    from sslpath.pairs import near_far_um
+    from sslpath.report import check_pictures, compare, pictures, tables
+    from sslpath.results import check_results_file, write_results
+    from sslpath.retrieval import check_each_once, check_methods
 
+    folders = _folders(options.descriptors)
+    check_methods(folders)
+    where = options.out.parent / "baselines"
+    wanted = [name for name in BASELINES if options.baselines and name not in folders]
+    _check_folders(folders, {name: where / name for name in wanted})
     tiles, source = open_table(options)
-    folders = dict(_named(text) for text in options.descriptors)
+    check_each_once(tiles)
+    near_far_um(tiles, options.near_tiles, options.far_tiles)
     if options.split != "all":
+        splits = sorted(set(tiles["split"]))
         tiles = tiles[tiles["split"] == options.split]
         if tiles.empty:
-            raise ConfigError(f"{options.tiles} has no tiles of the split {options.split!r}.")
+            raise ConfigError(
+                f"{options.tiles} has no tiles of the split {options.split!r}; it has "
+                f"{', '.join(map(repr, splits)) or 'no tiles'}. `--split all` takes every tile."
+            )
+    check_results_file(options.out)
+    if options.figures is not None:
+        check_pictures(options.figures, [*folders, *wanted])
+    # All that can be wrong with the words is known by now: what follows takes time.
     if options.baselines:
-        folders = add_baselines(tiles, source, folders, options.out.parent / "baselines")
+        folders = add_baselines(tiles, source, folders, where)
     settings = {
         "near_tiles": options.near_tiles,
         "far_tiles": options.far_tiles,
@@ -125,8 +144,8 @@ def add_baselines(
     folders = dict(folders)
     if "random" not in folders:
         about = provenance_or_nothing(folders["imagenet"], tiles) if "imagenet" in folders else {}
-        arch = about.get("arch", "resnet18")
-        input_px = min(int(tiles.attrs["tile_px"]), about.get("input_px", 224))
+        arch, input_px = _like(about)
+        input_px = min(int(tiles.attrs["tile_px"]), input_px)
         folders["random"] = where / "random"
         say(f"random network ({arch}, {input_px} px), in {folders['random']}")
         encoder = random_encoder(arch, 0, input_px, device=pick_device())
@@ -140,8 +159,49 @@ def add_baselines(
     return folders
 
 
-def _named(text: str) -> tuple[str, Path]:
-    name, _, folder = text.partition("=")
-    if not name or not folder:
-        raise ConfigError(f"--descriptors takes NAME=DIR, such as spatial=d/spatial, not {text!r}.")
-    return name, Path(folder)
+def _like(about: "dict[str, Any]") -> tuple[str, int]:
+    """Architecture and input of a network like the one that made features, if it is known here."""
+    from sslpath.backbones import architecture
+
+    arch, input_px = about.get("arch"), about.get("input_px")
+    try:
+        architecture(str(arch))
+    except ConfigError:
+        return "resnet18", 224
+    return str(arch), input_px if isinstance(input_px, int) and input_px > 0 else 224
+
+
+def _folders(texts: list[str]) -> dict[str, Path]:
+    """Folders by method, from NAME=DIR."""
+    folders: dict[str, Path] = {}
+    for text in texts:
+        name, _, folder = text.partition("=")
+        if not name or not folder:
+            raise ConfigError(
+                f"--descriptors takes NAME=DIR, such as spatial=d/spatial, not {text!r}."
+            )
+        if name in folders:
+            raise ConfigError(
+                f"--descriptors names {name!r} twice, for {folders[name]} and {folder}: give each "
+                "folder a name of its own."
+            )
+        folders[name] = Path(folder)
+    return folders
+
+
+def _check_folders(folders: dict[str, Path], baselines: dict[str, Path]) -> None:
+    """Refuse folders that are not there, or that two methods share."""
+    seen: dict[Path, str] = {}
+    for name, folder in [*folders.items(), *baselines.items()]:
+        if name in folders and not folder.is_dir():
+            raise ConfigError(f"There is no folder {folder} with descriptors of {name!r}.")
+        other = seen.setdefault(folder.resolve(), name)
+        if other != name:
+            raise ConfigError(
+                f"{other!r} and {name!r} have one folder, {folder}: each method needs its own"
+                + (
+                    ", and this is where the baseline goes. Choose another --out."
+                    if name in baselines
+                    else "."
+                )
+            )

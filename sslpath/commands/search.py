@@ -1,6 +1,8 @@
 """``sslpath search``: a tile to its nearest neighbours."""
 
 import argparse
+import os
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,9 @@ from sslpath.commands.shared import (
     imagenet_encoder,
     imagenet_options,
     open_table,
+    positive,
     say,
+    shown,
     table_options,
     warn,
 )
@@ -20,8 +24,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from sslpath.commands.shared import Commands
+
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # of Pillow, with 8 bits or fewer
+COARSEST = 2.0  # times as coarse as tiles: a coarser image is no picture of such a tile
 
 
 def add(commands: "Commands") -> None:
@@ -32,9 +40,10 @@ def add(commands: "Commands") -> None:
         run,
         "a tile to its nearest neighbours",
         "Find the tiles most like a query and save them as a gallery. The query is a tile of\n"
-        "the table, SLIDE_ID:X,Y (the tile that covers this level-0 pixel), or an image file: a\n"
-        "square tile at the um per pixel of the table. An image needs --run, the network that\n"
-        "made the descriptors (and the ImageNet weights, if its trunk is frozen).",
+        "the table, SLIDE_ID:X,Y (the tile that covers this level-0 pixel), or an image file: of\n"
+        "the size and um per pixel of the table's tiles, or of any size with --query-mpp. An\n"
+        "image needs --run, the network that made the descriptors (and the ImageNet weights, if\n"
+        "its trunk is frozen).",
         "  sslpath search phantom_003:2000,1500 tiles.parquet --descriptors d/spatial\n"
         "  sslpath search tile.png tiles.parquet --descriptors d/spatial --run runs/a\n",
     )
@@ -42,7 +51,10 @@ def add(commands: "Commands") -> None:
     table_options(p)
     p.add_argument("--descriptors", type=Path, required=True, metavar="DIR")
     p.add_argument(
-        "--out", type=Path, default=Path("gallery.png"), help="picture (default gallery.png)"
+        "--out",
+        type=Path,
+        default=Path("gallery.png"),
+        help="picture: .png, .pdf or .svg (default gallery.png)",
     )
     p.add_argument("--k", type=count, default=8, help="neighbours (default 8)")
     p.add_argument(
@@ -52,6 +64,12 @@ def add(commands: "Commands") -> None:
     )
     p.add_argument(
         "--run", type=Path, dest="run_dir", metavar="RUN", help="network for an image query"
+    )
+    p.add_argument(
+        "--query-mpp",
+        type=positive,
+        metavar="UM",
+        help="um that a pixel of an image query spans; its middle, as wide as a tile, is the query",
     )
     p.add_argument(
         "--index",
@@ -72,25 +90,44 @@ def run(options: argparse.Namespace) -> int:
     import pandas as pd
 
     from sslpath.descriptors import read_descriptors
+    from sslpath.figure_style import check_picture
     from sslpath.figures import gallery, save
+    from sslpath.retrieval import check_each_once
     from sslpath.retrieval import search as nearest
 
+    check_picture(options.out)
     tiles, source = open_table(options)
+    check_each_once(tiles)
+    # A query may be too long for the name of a file, which Path.is_file() does not survive.
+    image = os.path.isfile(options.query)  # noqa: PTH113
+    if not image and options.query_mpp is not None:
+        raise ConfigError(
+            "--query-mpp is for an image: a tile of the table has its own pixel size."
+        )
+    at = -1 if image else _position(options.query, tiles)
     descriptors: NDArray[np.float32] | None = None
     if options.index is None:
         descriptors, found = read_descriptors(options.descriptors, tiles, missing="drop")
+        if at >= 0 and not found[at]:
+            read_descriptors(options.descriptors, tiles.iloc[[at]])  # which says what is lacking
+        if not found.all():
+            warn(f"{(~found).sum()} of {len(tiles)} tiles have no descriptor: they are not found")
+        at = int(found[:at].sum()) if at >= 0 else at
         tiles = tiles[found].reset_index(drop=True)
-    at, own = -1, None
-    if Path(options.query).is_file():
-        picture = _picture(Path(options.query))
+    own = None
+    if image:
+        picture = _picture(Path(options.query), tiles, options.query_mpp)
         query, title, label = _encode_query(options, picture, tiles), options.query, None
     else:
-        at = _position(options.query, tiles)
         one = tiles.iloc[at]
         picture = source.read(tiles.iloc[[at]])[0]
-        query = read_descriptors(options.descriptors, tiles.iloc[[at]])[0]
+        if descriptors is None:
+            query = read_descriptors(options.descriptors, tiles.iloc[[at]])[0]
+        else:
+            query = descriptors[at]
         title, label = f"{one['slide_id']}:{one['x']},{one['y']}", one["label"]
         own = None if options.keep_own else str(one["patient_id"])
+    options.k = min(options.k, len(tiles))
     # One more, for the query itself: it is no neighbour, and may be found with --keep-own.
     if descriptors is not None:
         positions, distances = nearest(query, descriptors, tiles, options.k + 1, exclude=own)
@@ -110,15 +147,18 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.index is not None and len(hits) < options.k:
         warn(f"{len(hits)} of {options.k} found in the lists looked into; --probes looks further")
-    say(f"query {title} ({_label(label)})")
+    say(f"query {shown(title)} ({_label(label)})")
     for row, distance in zip(hits.itertuples(), distances, strict=True):
-        say(f"  {distance:.3f}  {row.slide_id}:{row.x},{row.y} ({_label(row.label)})")
+        say(f"  {distance:.3f}  {shown(str(row.slide_id))}:{row.x},{row.y} ({_label(row.label)})")
     known = [
         -1 if label is None or pd.isna(label) or pd.isna(other) else int(other == label)
         for other in hits["label"]
     ]
     figure = gallery(
-        picture[None], {"found": source.read(hits)[None]}, {"found": [known]}, names=[title]
+        picture[None],
+        {"found": source.read(hits)[None]},
+        {"found": [known]},
+        names=[title],
     )
     save(figure, options.out)
     say(f"gallery in {options.out}")
@@ -167,6 +207,8 @@ def _position(text: str, tiles: "pd.DataFrame") -> int:
     if own.empty:
         known = ", ".join(tiles["slide_id"].unique()[:5])
         raise ConfigError(f"The table has no slide {slide_id!r}; it has {known} ...")
+    if max(abs(x), abs(y)) > 2**40:
+        raise ConfigError(f"No slide is so large that {x},{y} would lie on it.")
     inside = own[(own["x"] <= x) & (x < own["x"] + own["size"])
                  & (own["y"] <= y) & (y < own["y"] + own["size"])]  # fmt: skip
     if inside.empty:
@@ -177,20 +219,68 @@ def _position(text: str, tiles: "pd.DataFrame") -> int:
     return int(inside.index[0])
 
 
-def _picture(path: Path) -> "NDArray[np.uint8]":
+def _picture(path: Path, tiles: "pd.DataFrame", mpp: float | None) -> "NDArray[np.uint8]":
+    """The image at a path as a tile of the table: what its middle shows, if its scale is given."""
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
+
+    from sslpath.slides import MPP_RANGE
+
+    tile_px, tile_mpp = int(tiles.attrs["tile_px"]), float(tiles.attrs["mpp"])
+    image = _rgb(path)
+    if mpp is None:
+        if image.size != (tile_px, tile_px):
+            raise DataError(
+                f"{path} is {image.width} x {image.height} px; tiles of the table are {tile_px} x "
+                f"{tile_px} px at {tile_mpp:g} um a pixel. Cut one out at this scale, or say with "
+                "--query-mpp how many um a pixel of the image spans."
+            )
+        return np.array(image)
+    low, high = MPP_RANGE[0], min(MPP_RANGE[1], COARSEST * tile_mpp)
+    if not low <= mpp <= high:
+        raise DataError(
+            f"--query-mpp {mpp:g}: an image for tiles of {tile_mpp:g} um a pixel has {low:g} to "
+            f"{high:g} um a pixel; a coarser one lacks what the network looks at."
+        )
+    side = tile_px * tile_mpp / mpp
+    if side > min(image.size) + 0.5:
+        raise DataError(
+            f"{path} is {image.width} x {image.height} px, {image.width * mpp:.0f} x "
+            f"{image.height * mpp:.0f} um at {mpp:g} um a pixel; a tile of the table spans "
+            f"{tile_px * tile_mpp:.0f} um. Take a larger section."
+        )
+    if abs(side - tile_px) <= 0.5:  # as it is, as a slide is read
+        left, top = ((length - tile_px) // 2 for length in image.size)
+        return np.array(image.crop((left, top, left + tile_px, top + tile_px)))
+    side = min(side, *image.size)
+    x, y = ((length - side) / 2 for length in image.size)
+    box = (x, y, x + side, y + side)
+    return np.array(image.resize((tile_px, tile_px), Image.Resampling.BICUBIC, box=box))
+
+
+def _rgb(path: Path) -> "Image":
+    """An image in the colours that one sees: upright, on white where it is transparent."""
+    from PIL import Image, ImageOps
+
+    from sslpath.sources import UNREADABLE
 
     try:
-        picture = np.array(Image.open(path).convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+        with Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # of which a camera's first is the picture
+                raise DataError(
+                    f"{path} has {frames} frames or pages; save the one that you mean by itself."
+                )
+            if image.mode not in MODES:
+                raise DataError(
+                    f"{path} has pixels of the kind {image.mode!r} (16 bits, print colours, ...), "
+                    "whose colours are a matter of choice. Save it as RGB of 8 bits."
+                )
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+    except (*UNREADABLE, struct.error, TypeError) as error:
         raise DataError(f"Cannot read {path} as an image: {error}. PNG and JPEG work.") from error
-    if picture.shape[0] != picture.shape[1]:
-        raise DataError(
-            f"{path} is {picture.shape[1]} x {picture.shape[0]} px; a query is a square tile at "
-            "the um per pixel of the table. Cut one out."
-        )
-    return picture
+    white = Image.new("RGBA", upright.size, "white")
+    return Image.alpha_composite(white, upright).convert("RGB")
 
 
 def _encode_query(

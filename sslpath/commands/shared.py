@@ -108,6 +108,16 @@ def check_folder(path: Path) -> None:
         raise ConfigError(f"{path} cannot be a folder, as {there} is a file. Choose another name.")
 
 
+def shown(text: str) -> str:
+    r"""A name on one line: what cannot be seen, such as the end of a line, as an escape.
+
+    Example:
+        >>> print(shown("case\n1"))
+        case\n1
+    """
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def positive(text: str) -> float:
     """An argument that is a number above 0."""
     value = float(text)
