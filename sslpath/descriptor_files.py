@@ -311,8 +311,12 @@ def load_in(pool: ProcessPool, path: str | Path, timeout_s: float) -> SlideDescr
 
 def made_by_sslpath(attrs: Mapping[str, Any]) -> bool:
     """Whether these are attributes as :func:`write_descriptors` writes them."""
-    return (
-        isinstance(attrs.get("slide_id"), str) and _json_object(attrs.get("provenance")) is not None
+    about = _json_object(attrs.get("provenance"))
+    if about is None or not isinstance(attrs.get("slide_id"), str):
+        return False
+    numbers = [about.get(key, 0) for key in ("mpp", "tile_px", "input_px")]
+    return isinstance(about.get("arch", ""), str) and all(
+        isinstance(one, int | float) for one in numbers
     )
 
 

@@ -42,7 +42,7 @@ from sslpath.descriptor_files import (
     write_descriptors,
     write_failures,
 )
-from sslpath.errors import DescriptorError, SlideError
+from sslpath.errors import DescriptorError, SlideError, counted
 from sslpath.files import only_one
 from sslpath.progress import hide_bar
 from sslpath.reading import FailedTile, Read, read_ahead
@@ -133,7 +133,8 @@ def read_descriptors(
         if missing == "error" and not there.all():
             known = sum((slide_id, *corner) in failed for corner in corners[~there].tolist())
             raise DescriptorError(_gaps(path, corners, slide, there, known))
-        if not there.any():
+        if not there.any() or _swapped(slide.coords, corners, there):
+            there[:] = False
             elsewhere.append(_other_grid(path, corners, slide.coords))
         found[where[there]] = slide.features[rows[there]]
         kept[where[there]] = True
@@ -147,8 +148,8 @@ def read_descriptors(
         )
     if elsewhere:
         warnings.warn(
-            f"{len(elsewhere)} slides have descriptors, but none at the places of their tiles; "
-            f"they are left out. {elsewhere[0]}",
+            f"Left out {counted(len(elsewhere), 'slide')} with descriptors at other places than "
+            f"the tiles. {elsewhere[0]}",
             stacklevel=2,
         )
     return found if missing == "error" else (found[kept], kept)
@@ -199,6 +200,12 @@ def _other_grid(path: Path, want: NDArray[np.int64], have: NDArray[np.int64]) ->
         if sum(tuple(corner) in smaller for corner in have.tolist()) * 2 > len(have):
             return f"{text} as pixels of a level {factor} times smaller, not of level 0."
     return f"{text} another grid?"
+
+
+def _swapped(have: NDArray[np.int64], want: NDArray[np.int64], there: NDArray[np.bool_]) -> bool:
+    """Whether more tiles are found with x and y exchanged: then those found so far are others."""
+    asked = pd.MultiIndex.from_arrays(list(want.T))
+    return bool(asked.isin(pd.MultiIndex.from_arrays(list(have[:, ::-1].T))).sum() > there.sum())
 
 
 def _by_slide(tiles: pd.DataFrame) -> Iterator[tuple[str, NDArray[np.intp]]]:

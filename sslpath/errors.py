@@ -50,3 +50,13 @@ class BusyError(SslpathError):
 
 class ConfigError(SslpathError):
     """Settings contradict each other or the data at hand."""
+
+
+def counted(n: int, one: str) -> str:
+    """A number with its noun, as messages give it.
+
+    Example:
+        >>> counted(1, "slide"), counted(1200, "tile")
+        ('1 slide', '1,200 tiles')
+    """
+    return f"{n:,} {one}" if n == 1 else f"{n:,} {one}s"

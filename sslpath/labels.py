@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from sslpath.annotations import MENTIONS_TUMOUR, Annotations, Reading
-from sslpath.errors import AnnotationError
+from sslpath.errors import AnnotationError, counted
 from sslpath.slide_files import same
 from sslpath.slides import Slide
 
@@ -100,15 +100,20 @@ def share_inside(area: BaseGeometry, boxes: NDArray[np.object_]) -> NDArray[np.f
 
 
 def how_read(
-    annotations: Annotations, slide: Slide, places: NDArray[np.int64], side: float
+    annotations: Annotations,
+    slide: Slide,
+    places: NDArray[np.int64],
+    side: float,
+    tissue: NDArray[np.bool_],
 ) -> dict[str, Any]:
     """What the table keeps of a slide's outlines: file, names with what they are read as, notes.
 
     Args:
         annotations: The outlines.
         slide: Their slide.
-        places: Corners of all tiles that hold any tissue.
+        places: Corners of all tiles of the grid, shape ``(n, 2)``.
         side: Side of a tile, level-0 px.
+        tissue: Whether each tile holds any tissue, shape ``(n,)``.
 
     Raises:
         AnnotationError: If all outlines lie outside the slide.
@@ -126,6 +131,7 @@ def how_read(
         annotations,
         shapely.box(left, top, left + width, top + height),
         shapely.box(x, y, x + side, y + side),
+        tissue,
     )
     if notes:
         notes[-1] += (
@@ -143,35 +149,47 @@ def how_read(
 
 
 def misplaced(
-    annotations: Annotations, scanned: BaseGeometry, places: NDArray[np.object_]
+    annotations: Annotations,
+    scanned: BaseGeometry,
+    places: NDArray[np.object_],
+    tissue: NDArray[np.bool_],
 ) -> list[str]:
     """Notes on outlines that lie where nothing was scanned, or where there is no tissue.
 
     Each outline of tumour must lie on tissue. Of other outlines only one must, as some are drawn
-    around glass.
+    around glass. Outlines smaller than a tile, or between tiles, count only if there are no others:
+    tissue is looked for tile by tile, and misses specks.
 
     Args:
         annotations: Outlines of a slide.
         scanned: The area that was scanned, level-0 px.
-        places: Boxes of all tiles that hold any tissue, level-0 px, shape ``(n,)``.
+        places: Boxes of all tiles of the grid, level-0 px, shape ``(n,)``.
+        tissue: Whether each holds any tissue, shape ``(n,)``.
 
     Example:
         >>> drawn = Annotations({"tumour": shapely.box(50, 0, 90, 10)}, "case.xml")
-        >>> misplaced(drawn, shapely.box(0, 0, 60, 60), shapely.box([0, 10], 0, [10, 20], 10))
+        >>> grid, tissue = shapely.box([0, 10], 0, [10, 20], 10), np.array([True, False])
+        >>> misplaced(drawn, shapely.box(0, 0, 60, 60), grid, tissue)
         ['case.xml: outlines mostly outside of the scanned area: 1 of 1.']
     """
     kinds = annotations.kinds
     tumour = [area for name, area in kinds.items() if annotations.reading(name) == "tumour"]
-    each = len(tumour) > 0
     parts = shapely.get_parts(tumour or list(kinds.values()))
     if not len(parts):
         return []
+    place, part = shapely.STRtree(places).query(parts, "intersects")[::-1]
+    every = np.arange(len(parts))
+    on_grid, on_tissue = np.isin(every, part), np.isin(every, part[tissue[place]])
     off = shapely.area(shapely.intersection(parts, scanned)) < shapely.area(parts) / 2
-    bare = ~off
-    bare[shapely.STRtree(parts).query(places, "intersects")[1]] = False
+    large = shapely.area(parts) >= shapely.area(places).min(initial=np.inf)
+    large &= on_grid | off
+    each = len(tumour) > 0 and large.any()
+    if large.any():
+        off, on_tissue = off[large], on_tissue[large]
+    bare = ~off & ~on_tissue
     found = {"mostly outside of the scanned area": off, "where there is no tissue": bare}
     return [
-        f"{annotations.path}: outlines {where}: {lost.sum()} of {len(parts)}."
+        f"{annotations.path}: outlines {where}: {lost.sum()} of {len(lost)}."
         for where, lost in found.items()
         if lost.any() and (each or lost.all())
     ]
@@ -191,7 +209,7 @@ def warn_of_outlines(
     outlines = outlines_of(tiles)
     if bare:
         warnings.warn(
-            f"No annotations in {folder} for {len(bare)} of the slides, so their tiles have no "
+            f"No annotations in {folder} for {counted(len(bare), 'slide')}, whose tiles have no "
             f"label: {', '.join(bare)}. A file is named like its slide, such as {bare[0]}.geojson "
             "or .xml." + ("" if outlines else " No file there is named like a slide."),
             stacklevel=3,

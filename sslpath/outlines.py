@@ -29,7 +29,7 @@ import shapely
 from numpy.typing import ArrayLike, NDArray
 from shapely.geometry.base import BaseGeometry
 
-from sslpath.errors import AnnotationError
+from sslpath.errors import AnnotationError, counted
 
 UNNAMED = "unnamed"
 EMPTY = shapely.MultiPolygon()
@@ -256,8 +256,8 @@ def _passed_over(passed: Counter[str], path: Path, outlines: Sequence[Outline]) 
     notes = []
     if passed["detections"]:
         notes.append(
-            f"{path}: {passed['detections']} detections (cells, tiles or TMA cores) were passed "
-            "over; only annotations are outlines."
+            f"{path}: passed over {counted(passed['detections'], 'detection')} (cells, tiles or "
+            "TMA cores); only annotations are outlines."
         )
     if passed["points and lines"] and not outlines:
         notes.append(

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from sslpath import figures
 from sslpath.descriptors import read_descriptors
-from sslpath.errors import ConfigError, DescriptorError
+from sslpath.errors import ConfigError, DescriptorError, counted
 from sslpath.figure_style import check_picture
 from sslpath.neighbours import neighbours, pair_distances, unit_length
 from sslpath.pairs import label_agreement, near_far_um
@@ -94,7 +94,7 @@ def compare(
     if left_out:
         fewest = min(read, key=lambda name: int(read[name][1].sum()))
         warnings.warn(
-            f"{left_out} of {total} tiles left out: not every method has a descriptor of them "
+            f"Left out {left_out} of {counted(total, 'tile')} that not every method describes "
             f"(fewest: {fewest}, in {folders[fewest]}).",
             stacklevel=2,
         )

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sslpath import metrics
 from sslpath.descriptor_files import stored_bytes
-from sslpath.errors import ConfigError, DescriptorError, TableError
+from sslpath.errors import ConfigError, DescriptorError, TableError, counted
 from sslpath.metrics import Score
 from sslpath.neighbours import neighbours, pair_distances, unit_length
 from sslpath.pairs import check_distances, sample_pairs
@@ -126,7 +126,7 @@ def _groups(tiles: pd.DataFrame, group: str) -> NDArray[Any]:
     lacking = tiles[f"{group}_id"].isna()
     if lacking.any():
         raise TableError(
-            f"{int(lacking.sum())} tiles have no {group}_id, so no query can leave its own "
+            f"{counted(int(lacking.sum()), 'tile')} without {group}_id: no query can leave its own "
             f"{group} out. Fill the column in."
         )
     return tiles[f"{group}_id"].to_numpy(object)
@@ -143,8 +143,8 @@ def check_each_once(tiles: pd.DataFrame) -> None:
     if again.any():
         slide_id, x, y = tiles[key].iloc[int(again.argmax())]
         raise TableError(
-            f"The table lists {int(again.sum())} tiles more than once, such as {slide_id}:{x},{y}. "
-            f"Keep one row of each: tiles.drop_duplicates({key}) in pandas."
+            f"The table lists {counted(int(again.sum()), 'tile')} more than once, such as "
+            f"{slide_id}:{x},{y}. Keep one row of each: tiles.drop_duplicates({key}) in pandas."
         )
 
 

@@ -30,7 +30,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sslpath.errors import TableError
+from sslpath.errors import TableError, counted
 from sslpath.files import atomic_path
 
 DTYPES = {
@@ -166,8 +166,8 @@ def _each_once(tiles: pd.DataFrame, path: str | Path) -> pd.DataFrame:
             f"{first['x']}, {first['y']}. Make the table again with `sslpath tile`."
         )
     warnings.warn(
-        f"{path} has {again.sum()} rows twice, such as {first['slide_id']} at {first['x']}, "
-        f"{first['y']}; each is read once.",
+        f"{path} has {counted(int(again.sum()), 'row')} twice, such as {first['slide_id']} at "
+        f"{first['x']}, {first['y']}; read once.",
         stacklevel=3,
     )
     once = tiles[~again].reset_index(drop=True)

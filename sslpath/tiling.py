@@ -213,7 +213,7 @@ def _tile(
     where |= dict(zip(("width", "height"), slide.dimensions, strict=True))
     where["stride_px"] = stride_px or tile_px
     if annotations is not None:
-        where["outlines"] = how_read(annotations, slide, places[share > 0], side)
+        where["outlines"] = how_read(annotations, slide, places, side, share > 0)
         x, y = corners.T
         columns["label"], columns["region"] = label_tiles(
             shapely.box(x, y, x + side, y + side),

@@ -235,7 +235,7 @@ CASES = [
         "cells that QuPath detected",
         drawn(feature({"objectType": "cell", **TUMOR})),
         UNKNOWN,
-        "1 detections .* were passed over",
+        "passed over 1 detection ",
     ),
     Case(
         "points alone",
@@ -255,7 +255,7 @@ CASES = [
         "a slide without a file",
         named("case.tif", "other.geojson"),
         UNKNOWN,
-        "for 1 of the slides.*: case",
+        "for 1 slide, .*: case",
     ),
     Case(
         "points out of their order",

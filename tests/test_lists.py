@@ -270,9 +270,7 @@ ODD_NAMES = (
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
-def test_no_name_of_a_slide_takes_other_slides_along(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_name_of_a_slide_takes_other_slides_along(tmp_path: Path) -> None:
     folder, table = tmp_path / "slides", tmp_path / "t.parquet"
     folder.mkdir()
     whole = write_slide(folder / "plain.tif", draw_tissue(600, 500)).read_bytes()
@@ -298,5 +296,4 @@ def test_no_name_of_a_slide_takes_other_slides_along(
     assert list(failed["slide_id"]) == ["no\\udcfftext"]
     assert "is not UTF-8, so no table can hold it" in failed["error"][0]
     shown = {path.stem for path in (tmp_path / "p").iterdir()}
-    assert shown == {"plain", *ODD_NAMES} - {"x" * 251}
-    assert f"no preview of {'x' * 251}" in capsys.readouterr().err
+    assert shown == {"plain", *ODD_NAMES}

@@ -151,7 +151,7 @@ def test_tiles_that_a_method_lacks_are_left_out_for_all_and_counted(
     tiles: pd.DataFrame, tmp_path: Path
 ) -> None:
     folders = {"spatial": stored(tiles, tmp_path / "s"), "rgb": stored(tiles[3:], tmp_path / "r")}
-    with pytest.warns(UserWarning, match=rf"3 of {len(tiles)} tiles left out.*fewest: rgb"):
+    with pytest.warns(UserWarning, match=rf"Left out 3 of {len(tiles)} tiles .*fewest: rgb"):
         used, descriptors, rows = compare(tiles, folders, **DISTANCES)
     pd.testing.assert_frame_equal(used, tiles[3:].reset_index(drop=True))
     assert {len(values) for values in descriptors.values()} == {len(tiles) - 3}

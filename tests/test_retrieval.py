@@ -355,7 +355,7 @@ def test_labels_and_patients_that_mean_nothing_are_named():
         evaluated(odd, {"a": features})
     odd = tiles.copy()
     odd.loc[[0, 1], "patient_id"] = pd.NA
-    with pytest.raises(TableError, match="2 tiles have no patient_id"):
+    with pytest.raises(TableError, match="2 tiles without patient_id"):
         evaluated(odd, {"a": features})
 
 

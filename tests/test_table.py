@@ -68,7 +68,7 @@ def test_a_row_that_is_there_twice_is_read_once_and_rows_that_contradict_are_ref
     twice = pd.concat([tiles, tiles.iloc[:1]])
     twice.attrs = tiles.attrs
     save_tiles(twice, path)
-    with pytest.warns(UserWarning, match=r"t\.parquet has 1 rows twice, such as s0 at 0, 0"):
+    with pytest.warns(UserWarning, match=r"t\.parquet has 1 row twice, such as s0 at 0, 0"):
         read = load_tiles(path)
     pd.testing.assert_frame_equal(read, tiles)
     assert read.attrs == tiles.attrs

@@ -248,6 +248,9 @@ def test_a_file_of_points_alone_labels_nothing(slide_path: Path, tmp_path: Path)
     assert tiles["label"].isna().all()
 
 
+ON_TISSUE = shapely.box(700, 500, 900, 900)
+
+
 @pytest.mark.parametrize(
     ("drawn", "note"),
     [
@@ -257,6 +260,10 @@ def test_a_file_of_points_alone_labels_nothing(slide_path: Path, tmp_path: Path)
         ),
         ({"Tumor": shapely.box(0, 0, 90, 90)}, "where there is no tissue: 1 of 1"),
         ({"Stroma": shapely.box(0, 0, 90, 90)}, "where there is no tissue: 1 of 1"),
+        (
+            {"Tumor": shapely.MultiPolygon([shapely.box(0, 0, 190, 190), ON_TISSUE])},
+            "where there is no tissue: 1 of 2",
+        ),
     ],
 )
 def test_outlines_off_the_slide_or_its_tissue_are_warned_of(
@@ -267,7 +274,17 @@ def test_outlines_off_the_slide_or_its_tissue_are_warned_of(
 
 
 def test_an_outline_of_glass_beside_others_is_not_warned_of(slide_path: Path) -> None:
-    drawn = {"background": shapely.box(0, 0, 90, 90), "Stroma": shapely.box(700, 500, 900, 900)}
+    drawn = {"background": shapely.box(0, 0, 90, 90), "Stroma": ON_TISSUE}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tile_slide(Slide(slide_path), **WHOLE, annotations=Annotations(drawn))
+
+
+def test_a_speck_of_tumour_off_the_tissue_is_not_warned_of_beside_a_tumour_on_it(
+    slide_path: Path,
+) -> None:
+    speck = shapely.box(10, 10, 40, 40)  # tissue is looked for in tiles of 100 px
+    drawn = {"Tumor": shapely.MultiPolygon([speck, ON_TISSUE])}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tile_slide(Slide(slide_path), **WHOLE, annotations=Annotations(drawn))
@@ -449,9 +466,9 @@ def test_an_id_that_is_no_slide_is_refused_by_name(folder: Path, which: str) -> 
 
 def test_a_folder_of_annotations_that_fits_no_slide_is_warned_about(folder: Path) -> None:
     settings = {"mpp": MPP, "tile_px": 100, "annotations_dir": folder, "progress": False}
-    with pytest.warns(UserWarning, match=r"for 1 of the slides.*: a\. .* No file there is named"):
+    with pytest.warns(UserWarning, match=r"for 1 slide, .*: a\. .* No file there is named"):
         tile_slides([Slide(folder / "a.tif")], **settings)
-    with pytest.warns(UserWarning, match=r"for 1 of the slides.*: a\. .* or \.xml\.$"):
+    with pytest.warns(UserWarning, match=r"for 1 slide, .*: a\. .* or \.xml\.$"):
         tile_slides([Slide(folder / "a.tif"), Slide(folder / "b.tif")], **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # known to hold no tumour: no file is missing

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sslpath.commands.shared import command, count, positive, report, say, whole
-from sslpath.errors import ConfigError
+from sslpath.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +154,7 @@ def data_camelyon16(options: argparse.Namespace) -> int:
     url = (options.url or URL).rstrip("/")
     files = choose(list_bucket(url, PREFIX), options.slides, options.limit, options.masks)
     size = sum(one.size for one in files) / 1e9
-    say(f"{len(files)} files, {size:,.1f} GB, from {url} to {options.out}")
+    say(f"{counted(len(files), 'file')}, {size:,.1f} GB, from {url} to {options.out}")
     if options.plan:
         for one in files:
             say(f"{one.size / 1e9:8.2f} GB  {one.key}")
@@ -170,7 +170,7 @@ def data_camelyon16(options: argparse.Namespace) -> int:
     kinds = Counter((one.split, one.tumour) for one in slides)
     words = {True: "with tumour", False: "without", None: "of unknown class"}
     counts = ", ".join(f"{n} {split} {words[kind]}" for (split, kind), n in kinds.items())
-    say(f"{options.out / MANIFEST}: {len(slides)} slides ({counts})")
+    say(f"{options.out / MANIFEST}: {counted(len(slides), 'slide')} ({counts})")
     say(f"Next: sslpath tile {options.out} --camelyon16 --out camelyon16.parquet")
     return report(lost, options.out / "download.failed.csv", "files did not come")
 
@@ -180,7 +180,7 @@ def data_phantom(options: argparse.Namespace) -> int:
     from sslpath.datasets.phantom import make_phantoms
 
     paths = make_phantoms(options.out, options.slides, options.seed, options.workers)
-    say(f"{len(paths)} slides in {options.out}, each with its ground truth as .geojson")
+    say(f"{counted(len(paths), 'slide')} in {options.out}, each with its ground truth as .geojson")
     return 0
 
 

@@ -21,6 +21,7 @@ from sslpath.commands.shared import (
     warn,
     whole,
 )
+from sslpath.errors import counted
 
 if TYPE_CHECKING:
     from sslpath.commands.shared import Commands
@@ -145,8 +146,8 @@ def run(options: argparse.Namespace) -> int:
         for k, where in enumerate(views):
             say(f"augmented view {k + 1} of {options.views}, into {where}")
             to.embed_views(tiles, source, encoder, where, seed=k, **reading)
-    say(f"{options.out}: descriptors of {len(tiles) - len(failed):,} tiles")
+    say(f"{options.out}: descriptors of {counted(len(tiles) - len(failed), 'tile')}")
     if len(failed):
-        warn(f"{len(failed)} tiles failed; see {options.out / 'failed.csv'}")
+        warn(f"{counted(len(failed), 'tile')} failed; see {options.out / 'failed.csv'}")
         return FAILED
     return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sslpath.commands.shared import FAILED, command, count, positive, say, whole
 from sslpath.commands.tile import parts_of
-from sslpath.errors import ConfigError
+from sslpath.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from sslpath.commands.shared import Commands
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     if broken is None:
         codes.append(_call(_tile(options, table)))
     else:
-        say(f"\n{table} is there; {broken} slides could not be read.")
+        say(f"\n{table} is there; unreadable: {counted(broken, 'slide')}.")
         codes.append(FAILED if broken else 0)
     codes += [_call(line) for line in _to_results(options, training, table)]
     _write_table(options, training, model, len(slides))

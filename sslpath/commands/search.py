@@ -18,7 +18,7 @@ from sslpath.commands.shared import (
     table_options,
     warn,
 )
-from sslpath.errors import ConfigError, DataError, DescriptorError, WeightsError
+from sslpath.errors import ConfigError, DataError, DescriptorError, WeightsError, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +111,9 @@ def run(options: argparse.Namespace) -> int:
         if at >= 0 and not found[at]:
             read_descriptors(options.descriptors, tiles.iloc[[at]])  # which says what is lacking
         if not found.all():
-            warn(f"{(~found).sum()} of {len(tiles)} tiles have no descriptor: they are not found")
+            warn(
+                f"left out {(~found).sum()} of {counted(len(tiles), 'tile')}, without a descriptor"
+            )
         at = int(found[:at].sum()) if at >= 0 else at
         tiles = tiles[found].reset_index(drop=True)
     own = None

@@ -15,7 +15,7 @@ from sslpath.commands.shared import (
     scheduler_option,
     warn,
 )
-from sslpath.errors import ConfigError, DataError, SslpathError
+from sslpath.errors import ConfigError, DataError, SslpathError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,7 +172,8 @@ def run(options: argparse.Namespace) -> int:
     tumour, other = (int((tiles["label"] == value).sum()) for value in (1, 0))
     counts = f"{tumour:,} tumour, {other:,} other, {len(tiles) - tumour - other:,} unlabelled"
     say(
-        f"{options.out}: {len(tiles):,} tiles of {tiles['slide_id'].nunique()} slides ({counts}); "
+        f"{options.out}: {counted(len(tiles), 'tile')} of "
+        f"{counted(tiles['slide_id'].nunique(), 'slide')} ({counts}); "
         f"train {(tiles['split'] == 'train').sum():,}, test {(tiles['split'] == 'test').sum():,}"
     )
     if names := names_read(tiles):
@@ -211,7 +212,7 @@ def _tiles_of_zip(options: argparse.Namespace) -> "pd.DataFrame":
         )
     tiles = idc_tiles(options.slides[0])
     partial = tiles.attrs["source"]["partial_tiles_left_out"]
-    say(f"{partial} tiles cut off by a slide's edge were left out.")
+    say(f"Left out {counted(partial, 'tile')} cut off by the edge of a slide.")
     return tiles
 
 

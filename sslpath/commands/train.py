@@ -23,7 +23,7 @@ from sslpath.commands.shared import (
     warn,
     whole,
 )
-from sslpath.errors import ConfigError, WeightsError
+from sslpath.errors import ConfigError, WeightsError, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -262,7 +262,7 @@ def _frozen(
         say(f"ImageNet features go to {folder}; share them between runs with --features.")
         failed = embed_encoder(tiles, source, encoder, folder, workers=options.workers)
         if len(failed):
-            warn(f"{len(failed)} tiles could not be read; see {folder / 'failed.csv'}")
+            warn(f"unreadable: {counted(len(failed), 'tile')}; see {folder / 'failed.csv'}")
             code = FAILED
     tiles, features = _read(tiles, folder, views, depths="blocks" in about)
     return tiles, features, config, replace(model, feature_dim=features[0].shape[1]), code
@@ -328,7 +328,7 @@ def _read(
             f"--views 4 into {folder} first."
         )
     if not found.all():
-        warn(f"{(~found).sum()} of {len(found)} tiles have no features and are left out")
+        warn(f"left out {(~found).sum()} of {counted(len(found), 'tile')}, without features")
     return tiles[found], features
 
 
