@@ -23,6 +23,7 @@ from sslpath.descriptors import read_descriptors
 from sslpath.errors import ConfigError, DescriptorError
 from sslpath.files import only_one, write_json
 from sslpath.neighbours import group_codes, unit_length
+from sslpath.progress import hide_bar
 
 # Files of an index; the last one is written when the others are whole.
 CENTRES, LISTS, ABOUT = "index.faiss", "lists.ivfdata", "index.json"
@@ -61,8 +62,8 @@ def build_index(
         progress: Show a bar.
 
     Raises:
-        ConfigError: If FAISS is not installed, the settings make no sense, or there are too few
-            tiles to learn quarters from.
+        ConfigError: If FAISS is not installed, the settings make no sense, there are too few tiles
+            to learn quarters from, or the folder holds other files of the names of an index.
         DescriptorError: If descriptors are damaged or not of one encoder.
         BusyError: If another process builds there.
     """
@@ -73,6 +74,7 @@ def build_index(
         )
     rows = _rows(tiles, descriptors)
     with only_one(out):
+        _refuse_others(out)
         sample = _sample(tiles, rows, descriptors, shard_tiles, seed)
         length = sample.shape[1]
         cells = max(1, min(round(4 * math.sqrt(len(rows))), len(sample) // LEARN_FROM))
@@ -82,13 +84,13 @@ def build_index(
         empty = faiss.index_factory(length, f"IVF{cells},{kept}")
         empty.cp.seed = seed
         empty.train(sample)
-        (out / ABOUT).unlink(missing_ok=True)
         parts = out / PARTS
         shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir()
+        parts.mkdir()  # as long as it is there, the other files are of an index that is being built
+        (out / ABOUT).unlink(missing_ok=True)
         files: list[str] = []
         made_by, count = provenance_or_nothing(descriptors, tiles), 0
-        with tqdm(total=len(rows), unit="tile", disable=not progress) as bar:
+        with tqdm(total=len(rows), unit="tile", disable=hide_bar(progress)) as bar:
             for start in range(0, len(rows), shard_tiles):
                 some = rows[start : start + shard_tiles]
                 part = tiles.iloc[some]
@@ -105,13 +107,13 @@ def build_index(
                 count += len(found)
                 bar.update(len(some))
         _merge(faiss, empty, files, out)
-        shutil.rmtree(parts)
         about = {
             "tiles": len(tiles), "kept": count, "length": length, "cells": cells, "code": code,
             "table": _fingerprint(tiles), "made_by": made_by,
             "bytes": {name: (out / name).stat().st_size for name in (CENTRES, LISTS)},
         }  # fmt: skip
         write_json(out / ABOUT, about)
+        shutil.rmtree(parts)
     return Index(out, tiles)
 
 
@@ -239,6 +241,23 @@ def _sample(
 def _quarter(length: int) -> int:
     """How many bytes stand for a descriptor: one for four numbers, or the next that divides."""
     return next(n for n in range(max(1, length // 4), 0, -1) if length % n == 0)
+
+
+def _refuse_others(out: Path) -> None:
+    """Refuse a folder in which something else has the name of a file of an index."""
+    there = [name for name in (CENTRES, LISTS, ABOUT) if (out / name).exists()]
+    if not there or (out / PARTS).is_dir():
+        return
+    try:
+        about = json.loads((out / ABOUT).read_text(encoding="utf-8"))
+        if {"tiles", "cells", "code", "table", "bytes"} <= about.keys():
+            return
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise ConfigError(
+        f"{out} holds {', '.join(there)}, but no index of sslpath: nothing there is overwritten. "
+        "Choose another folder, or move what is there away if it is not needed."
+    )
 
 
 def _merge(faiss: Any, empty: Any, files: list[str], out: Path) -> None:

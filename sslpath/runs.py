@@ -50,8 +50,12 @@ def check(run: Path, settings: dict[str, Any], *, partly: bool = True) -> None:
     """
     path = run / CONFIG
     if not path.exists():
-        if (run / STATE).exists() or (run / CHECKPOINT).exists():
-            raise ConfigError(f"{run} holds weights but no {CONFIG}. Choose another run folder.")
+        there = [name for name in (STATE, CHECKPOINT, LOG) if (run / name).exists()]
+        if there:
+            raise ConfigError(
+                f"{run} holds {', '.join(there)}, but no {CONFIG}: this is no run that could go "
+                "on. Choose another run folder."
+            )
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

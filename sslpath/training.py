@@ -41,6 +41,7 @@ from sslpath.model import (
     load_model,
     save_model,
 )
+from sslpath.progress import hide_bar
 from sslpath.ranks import Ranks, refuse_head_of_many
 from sslpath.runs import (
     CHECKPOINT,
@@ -208,7 +209,7 @@ def _loop(
         trim_log(run, first)
     together = ranks.wrap(network)
     on_device = None if features is None else torch.from_numpy(features).to(device)
-    silent = not (progress and ranks.is_first)
+    silent = hide_bar(progress and ranks.is_first)
     loaded = load(batches, range(first, config.steps), workers, device)
     bar = tqdm(loaded, "train", total=config.steps, initial=first, disable=silent)
     together.train()

@@ -231,6 +231,16 @@ def test_a_folder_of_the_users_own_in_the_folder_of_the_index_stays(tiles, folde
     assert own.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", [CENTRES, LISTS, ABOUT])
+def test_a_file_of_another_program_with_a_name_of_the_index_stays(tiles, folder, tmp_path, name):
+    own = tmp_path / "i" / name
+    own.parent.mkdir()
+    own.write_text('{"mine": 1}')
+    with pytest.raises(ConfigError, match=f"holds {name}, but no index of sslpath"):
+        built(tiles, folder, tmp_path / "i")
+    assert own.read_text() == '{"mine": 1}'
+
+
 def test_a_file_in_place_of_the_folder_is_found_before_centres_are_learned(tiles, tmp_path, folder):
     (tmp_path / "i").touch()
     with pytest.raises(FileExistsError):  # one descriptor would be too few to learn from

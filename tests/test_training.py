@@ -28,7 +28,7 @@ from sslpath.errors import ConfigError, TileReadError, WeightsError
 from sslpath.imagenet import random_encoder
 from sslpath.model import ModelConfig, SiameseNetwork, load_model
 from sslpath.pairs import sample_pairs
-from sslpath.runs import load_state, read_log, save_state
+from sslpath.runs import claim, load_state, read_log, save_state
 from sslpath.settings import PAPER, TrainConfig, default_config, paper_preset
 from sslpath.table import centres_um, make_table
 from sslpath.training import learning_rate, train, training_rows
@@ -569,6 +569,14 @@ def test_a_damaged_state_is_refused_and_a_damaged_config_too(tmp_path: Path) -> 
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"no config\.json"):
         run()
+
+
+def test_a_log_of_another_program_is_neither_added_to_nor_trimmed(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"mine": 1}\n')
+    with pytest.raises(ConfigError, match=r"holds log\.jsonl, but no config\.json"):
+        claim(tmp_path, {"training": {"seed": 0}})
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+    assert (tmp_path / "log.jsonl").read_text() == '{"mine": 1}\n'
 
 
 def test_a_log_cut_in_a_line_is_read_without_it(tmp_path: Path) -> None:
