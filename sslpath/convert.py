@@ -84,15 +84,15 @@ def _check_settings(source: Path, target: Path, quality: int, tile: int) -> None
     if not source.is_file():
         raise SlideError(f"No image at {source}. Check the path.")
     if target.suffix.lower() not in (".tif", ".tiff"):
-        raise ConfigError(f"The slide is a TIFF; let its name end in .tif, not as {target} does.")
+        raise ConfigError(f"The slide is a TIFF; its name must end in .tif, unlike {target}.")
     if target.exists():
         raise ConfigError(
-            f"{target} is there already. Delete it, or choose another name for the slide."
+            f"{target} already exists. Delete it, or choose another name for the slide."
         )
     if not 1 <= quality <= 100:
         raise ConfigError(f"JPEG quality is 1 to 100, not {quality}.")
     if tile < 16 or tile % 16:
-        raise ConfigError(f"TIFF wants tiles of a multiple of 16 px, not {tile}.")
+        raise ConfigError(f"TIFF needs a tile side that is a multiple of 16 px, not {tile}.")
 
 
 def _as_rgb(source: Path) -> pyvips.Image:

@@ -143,7 +143,7 @@ def read_descriptors(
     if elsewhere and not kept.any():
         raise DescriptorError(
             f"None of the {len(tiles)} tiles has a descriptor at its place in {folder}. "
-            f"{elsewhere[0]} Tile as the descriptors were made, or embed these tiles with "
+            f"{elsewhere[0]} Tile with the descriptors' settings, or embed these tiles with "
             "`sslpath embed`."
         )
     if elsewhere:
@@ -182,7 +182,7 @@ def _gaps(
     if made_by_sslpath(slide.attrs):
         text += "Run `sslpath embed` again to try them once more, or leave"
     else:
-        text += "Tile as the descriptors were made, make others with `sslpath embed`, or leave"
+        text += "Tile with the descriptors' settings, make new ones with `sslpath embed`, or leave"
     return f'{text} them out with read_descriptors(..., missing="drop").'
 
 

@@ -118,7 +118,7 @@ def _find_temporary(folder: Path) -> dict[tuple[str, str], list[tuple[Path, int]
 
 
 def check_writable_file(path: str | Path) -> None:
-    """Refuse a file that cannot be written, before the work for it begins. Makes nothing.
+    """Refuse a file that cannot be written, before the work for it begins. Creates nothing.
 
     Raises:
         ConfigError: If it is a folder, or lies where this user may not write.
@@ -128,7 +128,7 @@ def check_writable_file(path: str | Path) -> None:
         raise ConfigError(f"{path} is a folder: name a file in it.")
     folder = next(parent for parent in real.parents if os.path.lexists(parent))
     if not folder.is_dir():
-        raise ConfigError(f"Cannot write {path}: {folder} is no folder. Choose another place.")
+        raise ConfigError(f"Cannot write {path}: {folder} is not a folder. Choose another place.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(
             f"Cannot write {path}: no permission to write in {folder}. Choose another place."

@@ -98,7 +98,7 @@ def _identity(path: Path) -> tuple[object, ...]:
         stat = path.stat()
     except FileNotFoundError as error:
         raise SlideError(
-            f"No slide at {path}. Check the path; if it stands in a table of tiles, `--root DIR` "
+            f"No slide at {path}. Check the path; if it is from a table of tiles, `--root DIR` "
             "says where its slides are now (`root=` in Python)."
         ) from error
     except OSError as error:

@@ -135,19 +135,19 @@ class Index:
 
     def __init__(self, folder: str | Path, tiles: pd.DataFrame) -> None:
         faiss, folder = _faiss(), Path(folder)
-        again = "`sslpath index` makes it anew."
+        again = "run `sslpath index` to build a new one."
         if not (folder / ABOUT).exists():
             raise DescriptorError(f"{folder} holds no finished index; {again}")
         try:
             self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
             for name, size in self.about["bytes"].items():
                 if (folder / name).stat().st_size != size:
-                    raise OSError(f"{name} has not the {size:,} bytes that it should have")
+                    raise OSError(f"{name} does not have the {size:,} bytes that it should")
             table = self.about["table"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DescriptorError(f"The index in {folder} is damaged ({error}); {again}") from error
         if table != _fingerprint(tiles):
-            raise DescriptorError(f"The index in {folder} is of another table of tiles; {again}")
+            raise DescriptorError(f"The index in {folder} is from another table of tiles; {again}")
         # The lists stay on disk, wherever the folder has moved since. FAISS has a flag for lists in
         # the same folder, but prints when it is set.
         flags = faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY
@@ -188,7 +188,7 @@ class Index:
         if x.shape[1] != self.about["length"] or not np.isfinite(x).all():
             raise DescriptorError(
                 f"Queries of {x.shape[1]} numbers must be finite and {self.about['length']} long, "
-                "as the descriptors of the index."
+                "like the descriptors of the index."
             )
         asked, codes = group_codes(query_groups, groups, len(x), self.about["tiles"])
         order = np.argsort(codes, kind="stable")
@@ -255,7 +255,7 @@ def _refuse_others(out: Path) -> None:
     except (OSError, ValueError, AttributeError):
         pass
     raise ConfigError(
-        f"{out} holds {', '.join(there)}, but no index of sslpath: nothing there is overwritten. "
+        f"{out} holds {', '.join(there)}, but not an sslpath index: nothing there is overwritten. "
         "Choose another folder, or move what is there away if it is not needed."
     )
 

@@ -4,8 +4,8 @@ A tile is
 
 - 1 (tumour) if at least half of it (``tumour_share``) lies in tumour that is not excluded;
 - 0 if it touches neither tumour nor an excluded area, and the slide was annotated exhaustively;
-- missing otherwise: on the rim of a tumour, in what is excluded, and, where the annotation is not
-  exhaustive or its file holds no area at all, only points, wherever no tumour is drawn.
+- missing otherwise: on the rim of a tumour, in excluded areas, and wherever no tumour is drawn,
+  if the annotation is not exhaustive or its file holds no area at all, only points.
 
 Its region is the name of the outline that covers most of it, missing if none does. Which names
 mean tumour or excluded stands in :mod:`sslpath.annotations`.
@@ -136,7 +136,7 @@ def how_read(
     if notes:
         notes[-1] += (
             " They belong to another slide, are not in level-0 px, or are counted from the corner "
-            f"of the scanned area ({left}, {top}): then add it with `--bounds`."
+            f"of the scanned area ({left}, {top}): in that case use `--bounds`."
             if left or top
             else " They belong to another slide, or are not in level-0 px."
         )
@@ -198,7 +198,7 @@ def misplaced(
 def warn_of_outlines(
     tiles: pd.DataFrame, bare: list[str], folder: str | Path, tumour: Collection[str]
 ) -> None:
-    """Say what of the outlines may have been read otherwise than it was meant.
+    """Warn of outlines that may not have been read as they were meant.
 
     Args:
         tiles: The table of tiles.
@@ -210,7 +210,7 @@ def warn_of_outlines(
     if bare:
         warnings.warn(
             f"No annotations in {folder} for {counted(len(bare), 'slide')}, whose tiles have no "
-            f"label: {', '.join(bare)}. A file is named like its slide, such as {bare[0]}.geojson "
+            f"label: {', '.join(bare)}. Name each file after its slide, such as {bare[0]}.geojson "
             "or .xml." + ("" if outlines else " No file there is named like a slide."),
             stacklevel=3,
         )

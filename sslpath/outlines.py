@@ -90,7 +90,7 @@ def _unpacked(data: bytes, path: Path) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             unpacked = file.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise AnnotationError(f"{path} is not whole gzip ({error}). Copy it again.") from error
+        raise AnnotationError(f"{path} is not complete gzip ({error}). Copy it again.") from error
     if len(unpacked) > MAX_BYTES:
         raise AnnotationError(
             f"{path} unpacks to more than {MAX_BYTES >> 20} MB. If that is right, unpack it first."
@@ -103,15 +103,15 @@ def _asap(data: bytes, path: Path) -> tuple[list[Outline], list[str]]:
         root: Element = defusedxml.ElementTree.fromstring(data)
     except defusedxml.DefusedXmlException as error:
         raise AnnotationError(
-            f"{path} defines XML entities, as attacks do and ASAP never does; it was not read."
+            f"{path} defines XML entities, which attacks do but ASAP never does; it was not read."
         ) from error
     except (ParseError, ValueError, LookupError) as error:
         raise AnnotationError(
-            f"{path} is not whole XML ({error}). Export it from ASAP again."
+            f"{path} is not valid XML ({error}). Export it from ASAP again."
         ) from error
     if root.tag != "ASAP_Annotations":
         raise AnnotationError(
-            f"{path} is XML, but not of ASAP: its root is <{root.tag}>, not <ASAP_Annotations>. "
+            f"{path} is XML, but not from ASAP: its root is <{root.tag}>, not <ASAP_Annotations>. "
             "Export the outlines as GeoJSON instead."
         )
     parents = {clean(g.get("Name")): clean(g.get("PartOfGroup")) for g in root.iter("Group")}
@@ -157,7 +157,7 @@ def _geojson(data: bytes, path: Path) -> tuple[list[Outline], list[str]]:
     try:
         root = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} is not whole JSON ({error}). Export it again.") from error
+        raise AnnotationError(f"{path} is not valid JSON ({error}). Export it again.") from error
     features = root.get("features", [root]) if isinstance(root, dict) else root
     if not isinstance(features, list):
         raise AnnotationError(f"{path} is JSON, but not GeoJSON: it has no list of features.")
@@ -224,7 +224,7 @@ def _class_of(properties: dict[str, Any]) -> str:
 
 
 def clean(name: Any) -> str:
-    """A name without the space around it; empty for what is none."""
+    """A name without the space around it; empty if it is not a name."""
     return "" if name is None or isinstance(name, dict | list) else " ".join(str(name).split())
 
 
@@ -271,7 +271,7 @@ def _area(rings: list[Any], where: str, notes: list[str]) -> BaseGeometry | None
     """A valid (multi)polygon, or None with a note if the rings enclose nothing."""
     outer, *holes = [_points(ring, where) for ring in rings or [[]]]
     if len(np.unique(outer, axis=0)) < 3:
-        notes.append(f"{where}: left out, for it has fewer than 3 points.")
+        notes.append(f"{where}: left out, as it has fewer than 3 points.")
         return None
     holes = [ring for ring in holes if len(np.unique(ring, axis=0)) >= 3]
     try:
@@ -283,7 +283,7 @@ def _area(rings: list[Any], where: str, notes: list[str]) -> BaseGeometry | None
         raise AnnotationError(f"{where}: its polygon cannot be repaired ({error}).") from error
     if not area.area > 0:
         what = "its holes cover all of it" if holes else "its points enclose no area"
-        notes.append(f"{where}: left out, for {what}.")
+        notes.append(f"{where}: left out, as {what}.")
         return None
     return area
 

@@ -1,4 +1,4 @@
-"""Finding slides in folders, and slides by the names that lists of people's own give them."""
+"""Finding slides in folders, and slides by the names that users' own lists give them."""
 
 import difflib
 import unicodedata
@@ -135,7 +135,7 @@ def slides_named(
         elif not others:
             close = difflib.get_close_matches(file, slides, 1) or list(slides)[:5]
             raise ConfigError(
-                f"{where} names {name!r}, but no slide is called so. Slides are called like their "
+                f"{where} names {name!r}, but no slide has this name. Slides are named after their "
                 f"files, with or without the ending: {', '.join(close)}."
             )
     return found

@@ -85,7 +85,7 @@ def size_of(tags: Tags) -> tuple[Any, Any]:
 
 
 def oddity(found: Sequence[Tags], levels: Sequence[tuple[int, int]] = ()) -> Oddity | None:
-    """What of a file is meant otherwise than OpenSlide shows it; None if all is plain.
+    """What OpenSlide does not show as the file means it; None if it shows all of it rightly.
 
     Args:
         found: Its directories.
@@ -119,7 +119,7 @@ def _odd_pixels(tags: Tags) -> Oddity | None:
         return Oddity("has luma and chroma (YCbCr) that are not in JPEG", False)
     if 2 <= int(tags.get(ORIENTATION, 1)) <= 8:
         return Oddity(
-            f"is to be turned or mirrored (its tag Orientation is {tags[ORIENTATION]})", True
+            f"must be rotated or mirrored (its Orientation tag is {tags[ORIENTATION]})", True
         )
     extra = _tuple(tags.get(EXTRA, ()))
     plain = 1 if colours in (WHITE_IS_0, BLACK_IS_0) else 3

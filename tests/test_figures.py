@@ -172,7 +172,7 @@ def test_all_figures_save_whole_or_not_at_all(drawn, tmp_path):
         figures.save(figure, tmp_path / "new" / f"{i}.png", dpi=50)
         with Image.open(tmp_path / "new" / f"{i}.png") as image:
             assert np.asarray(image.convert("L")).std() > 3  # not blank
-    with pytest.raises(ValueError, match="bogus"):
+    with pytest.raises(ConfigError, match=r"a\.bogus: a picture is saved as \.png, \.pdf or \.svg"):
         figures.save(figure, tmp_path / "new" / "a.bogus")
     assert len(list((tmp_path / "new").iterdir())) == len(drawn)
     figures.save(drawn["results_bars"], tmp_path / "a.pdf")

@@ -119,7 +119,7 @@ def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
     check_writable_file(tmp_path / "deep" / "er" / "a.txt")
     assert names(tmp_path) == []
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="file is no folder"):
+    with pytest.raises(ConfigError, match="file is not a folder"):
         check_writable_file(tmp_path / "file" / "a.txt")
 
 

@@ -236,7 +236,7 @@ def test_a_file_of_another_program_with_a_name_of_the_index_stays(tiles, folder,
     own = tmp_path / "i" / name
     own.parent.mkdir()
     own.write_text('{"mine": 1}')
-    with pytest.raises(ConfigError, match=f"holds {name}, but no index of sslpath"):
+    with pytest.raises(ConfigError, match=f"holds {name}, but not an sslpath index"):
         built(tiles, folder, tmp_path / "i")
     assert own.read_text() == '{"mine": 1}'
 

@@ -72,7 +72,7 @@ def test_a_slide_is_known_by_id_or_file_of_any_system(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cas.svs", "case.2", "case.ndpi", "case.svs.svs", "", "c"])
 def test_a_name_of_no_slide_is_refused_with_one_like_it(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"list\.csv names .* no slide is called so.*: case"):
+    with pytest.raises(ConfigError, match=r"list\.csv names .* no slide has this name.*: case"):
         slides_named([name], {"case": "case.svs", "case.2b": "case.2b.svs"}, "list.csv")
     assert slides_named([name], {"case": "case.svs"}, "list.csv", others=True) == {}
 
@@ -107,20 +107,21 @@ def test_a_list_overrides_the_slides_that_it_names_and_no_other(
     slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert sizes(slides, tmp_path, f"wsi,mpp\n{name},0.25\n") == {"case": 0.25, "silent": None}
-    assert f"case: 0.25 um a pixel, not the {MPP:g} that the slide says" in capsys.readouterr().out
+    said = f"case: 0.25 um per pixel, not the {MPP:g} that the slide states"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ('case.tif,"0,25"', "mpp of case.tif is '0,25', which is no number"),
-        ("case,0.25um", "no number"),
-        ("case,", "no number"),
-        ("case,0_25", "no number"),
-        ("case,nan", "no number"),
-        ("case,-0.25", "no number"),
-        ("cas.tif,0.25", "names 'cas.tif', but no slide is called so"),
-        ("case.2,0.25", "names 'case.2', but no slide is called so"),
+        ('case.tif,"0,25"', "mpp of case.tif is '0,25', not a number"),
+        ("case,0.25um", "not a number"),
+        ("case,", "not a number"),
+        ("case,0_25", "not a number"),
+        ("case,nan", "not a number"),
+        ("case,-0.25", "not a number"),
+        ("cas.tif,0.25", "names 'cas.tif', but no slide has this name"),
+        ("case.2,0.25", "names 'case.2', but no slide has this name"),
         ("case,0.25\ncase.tif,0.5", "gives case two pixel sizes: 0.25 and 0.5"),
     ],
 )
@@ -148,12 +149,12 @@ def test_a_number_holds_for_silent_slides_and_says_if_there_are_none(
     assert found == {"case": None, "silent": 0.4}
     assert not capsys.readouterr().err
     with_mpp([Slide(slides / "case.tif")], "0.4")
-    assert "changes nothing: every slide says its pixel size" in capsys.readouterr().err
+    assert "changes nothing: every slide states its pixel size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["0,25", "0.25um", "0.25 um", "1.2.3"])
 def test_an_override_that_is_neither_number_nor_file_is_refused(slides: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no number; write um per pixel like 0\.25"):
+    with pytest.raises(ConfigError, match=r"is not a number .um per pixel, such as 0\.25"):
         with_mpp(find_slides(slides), text)
 
 

@@ -63,7 +63,7 @@ def test_transparency_is_laid_on_the_background(tmp_path: Path) -> None:
         assert np.abs(shown - expected[:, :500]).max() <= 3
 
 
-WORDS = "is to be turned or mirrored"
+WORDS = "must be rotated or mirrored"
 ODD: dict[str, tuple[dict[str, Any], str]] = {
     **{f"turned, {n}": (tag(274, 3, n), WORDS) for n in range(2, 9)},
     "16 bits": ({"image": IMAGE.astype(np.uint16) * 257}, "samples of 16 bits"),

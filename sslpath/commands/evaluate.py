@@ -63,13 +63,13 @@ def add(commands: "Commands") -> None:
     )
     p.add_argument("--k", type=count, default=10, help="neighbours (default 10)")
     p.add_argument(
-        "--seed", type=whole, default=0, help="of the bootstrap and of ADDR's pairs; recorded"
+        "--seed", type=whole, default=0, help="seed of the bootstrap and ADDR's pairs; recorded"
     )
     p.add_argument(
         "--no-baselines",
         dest="baselines",
         action="store_false",
-        help="do not add the random network and RGB, which are computed when not given",
+        help="do not add the random network and RGB, which are otherwise computed if not given",
     )
     p.add_argument("--data", help="name of the data in the results (default: the table's stem)")
     p.add_argument("--figures", type=Path, metavar="DIR", help="save pictures here")
@@ -155,7 +155,7 @@ def add_baselines(
         say(f"mean and spread of RGB, in {folders['rgb']}")
         embed_rgb(tiles, source, folders["rgb"])
     if "imagenet" not in folders:
-        warn("no `imagenet` among --descriptors: nothing to beat")
+        warn("no `imagenet` among --descriptors: no ImageNet baseline to beat")
     return folders
 
 
@@ -194,11 +194,11 @@ def _check_folders(folders: dict[str, Path], baselines: dict[str, Path]) -> None
     seen: dict[Path, str] = {}
     for name, folder in [*folders.items(), *baselines.items()]:
         if name in folders and not folder.is_dir():
-            raise ConfigError(f"There is no folder {folder} with descriptors of {name!r}.")
+            raise ConfigError(f"The folder {folder} for descriptors of {name!r} does not exist.")
         other = seen.setdefault(folder.resolve(), name)
         if other != name:
             raise ConfigError(
-                f"{other!r} and {name!r} have one folder, {folder}: each method needs its own"
+                f"{other!r} and {name!r} share one folder, {folder}: each method needs its own"
                 + (
                     ", and this is where the baseline goes. Choose another --out."
                     if name in baselines

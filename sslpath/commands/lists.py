@@ -1,4 +1,4 @@
-"""Lists of people's own, as CSV: pixel sizes of slides, and who is whose patient.
+"""Users' own lists, as CSV: pixel sizes of slides, and the patient of each slide.
 
 Spreadsheets write CSV in several ways: with commas, semicolons or tabs, with headings in capitals,
 in UTF-8, UTF-16 or the encoding of Windows. All of these are read. What a list says is checked
@@ -39,7 +39,7 @@ def read_list(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     except OSError as error:
         raise ConfigError(f"Cannot read {path} as CSV: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"Cannot read {path} as CSV: it is no text ({error}).") from error
+        raise ConfigError(f"Cannot read {path} as CSV: it is not text ({error}).") from error
     lines = [line for line in text.splitlines() if line.strip()]
     if lines and lines[0].lower().startswith("sep="):  # Excel's note to itself
         lines = lines[1:]
@@ -98,13 +98,12 @@ def with_mpp(slides: "list[Slide]", text: str | None) -> "list[Slide]":
         sizes = {slide.slide_id: number for slide in slides if _is_silent(slide)}
         if not sizes:
             warn(
-                f"--mpp-override {text} changes nothing: every slide says its pixel size. A CSV "
-                "with the columns wsi,mpp overrides what slides say."
+                f"--mpp-override {text} changes nothing: every slide states its pixel size. A CSV "
+                "with the columns wsi,mpp overrides what slides state."
             )
     elif re.fullmatch(r"[\d.,]+\s*\w*", text) and not Path(text).exists():
         raise ConfigError(
-            f"--mpp-override {text} is no number; write um per pixel like 0.25. It is no file, "
-            "either."
+            f"--mpp-override {text} is not a number (um per pixel, such as 0.25), nor is it a file."
         )
     else:
         sizes = _sizes(Path(text), slides)
@@ -112,7 +111,7 @@ def with_mpp(slides: "list[Slide]", text: str | None) -> "list[Slide]":
         for slide_id, size in sizes.items():
             was = stated[slide_id]
             if was is not None and abs(was - size) > 0.01 * size:
-                say(f"{slide_id}: {size:g} um a pixel, not the {was:g} that the slide says")
+                say(f"{slide_id}: {size:g} um per pixel, not the {was:g} that the slide states")
     return [
         Slide(slide.path, sizes.get(slide.slide_id), slide_id=slide.slide_id) for slide in slides
     ]
@@ -150,7 +149,7 @@ def _sizes(path: Path, slides: "list[Slide]") -> dict[str, float]:
         name, text = row["wsi"], row["mpp"]
         if not NUMBER.fullmatch(text):
             raise ConfigError(
-                f"{path}: the mpp of {name} is {text!r}, which is no number of um per pixel. Write "
+                f"{path}: the mpp of {name} is {text!r}, not a number of um per pixel. Write "
                 "it like 0.25; leave out slides whose size is not known."
             )
         size = check_mpp(float(text), f"{path}, {name}")

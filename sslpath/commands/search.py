@@ -69,7 +69,7 @@ def add(commands: "Commands") -> None:
         "--query-mpp",
         type=positive,
         metavar="UM",
-        help="um that a pixel of an image query spans; its middle, as wide as a tile, is the query",
+        help="um per pixel of an image query; its middle, as wide as a tile, is the query",
     )
     p.add_argument(
         "--index",
@@ -79,7 +79,7 @@ def add(commands: "Commands") -> None:
         "reading them all",
     )
     p.add_argument(
-        "--probes", type=count, default=32, help="lists of the index to look into (default 32)"
+        "--probes", type=count, default=32, help="lists of the index to search (default 32)"
     )
     imagenet_options(p)
 
@@ -139,8 +139,8 @@ def run(options: argparse.Namespace) -> int:
     hits, distances = tiles.iloc[positions[kept]], distances[kept]
     if hits.empty and options.index is not None:
         raise ConfigError(
-            f"Nothing of another patient in the {options.probes} lists of {options.index} that "
-            "were looked into; --probes looks into more."
+            f"No tile of another patient in the {options.probes} lists of {options.index} that "
+            "were searched; a higher --probes searches more."
         )
     if hits.empty:
         raise ConfigError(
@@ -148,7 +148,7 @@ def run(options: argparse.Namespace) -> int:
             "--keep-own searches the query's own patient too."
         )
     if options.index is not None and len(hits) < options.k:
-        warn(f"{len(hits)} of {options.k} found in the lists looked into; --probes looks further")
+        warn(f"{len(hits)} of {options.k} found in the lists searched; raise --probes for more")
     say(f"query {shown(title)} ({_label(label)})")
     for row, distance in zip(hits.itertuples(), distances, strict=True):
         say(f"  {distance:.3f}  {shown(str(row.slide_id))}:{row.x},{row.y} ({_label(row.label)})")
@@ -180,8 +180,8 @@ def _in_index(
     index = Index(options.index, tiles)
     if index.about["made_by"] != provenance_or_nothing(options.descriptors, tiles):
         raise DescriptorError(
-            f"The index in {options.index} is not of the descriptors in {options.descriptors}; "
-            "make it anew with `sslpath index`."
+            f"The index in {options.index} is not from the descriptors in {options.descriptors}; "
+            "rebuild it with `sslpath index`."
         )
     asked, groups = (None, None) if own is None else ([own], tiles["patient_id"].to_numpy(object))
     positions, distances = index.neighbours(
@@ -242,7 +242,7 @@ def _picture(path: Path, tiles: "pd.DataFrame", mpp: float | None) -> "NDArray[n
     if not low <= mpp <= high:
         raise DataError(
             f"--query-mpp {mpp:g}: an image for tiles of {tile_mpp:g} um a pixel has {low:g} to "
-            f"{high:g} um a pixel; a coarser one lacks what the network looks at."
+            f"{high:g} um a pixel; a coarser one lacks the detail that the network needs."
         )
     side = tile_px * tile_mpp / mpp
     if side > min(image.size) + 0.5:
@@ -271,12 +271,12 @@ def _rgb(path: Path) -> "Image":
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # of which a camera's first is the picture
                 raise DataError(
-                    f"{path} has {frames} frames or pages; save the one that you mean by itself."
+                    f"{path} has {frames} frames or pages; save the one you want separately."
                 )
             if image.mode not in MODES:
                 raise DataError(
-                    f"{path} has pixels of the kind {image.mode!r} (16 bits, print colours, ...), "
-                    "whose colours are a matter of choice. Save it as RGB of 8 bits."
+                    f"{path} has pixels of mode {image.mode!r} (16 bits, print colours, ...), "
+                    "which can be shown in more than one way. Save it as 8-bit RGB."
                 )
             upright = ImageOps.exif_transpose(image).convert("RGBA")
     except (*UNREADABLE, struct.error, TypeError) as error:
@@ -295,7 +295,7 @@ def _encode_query(
     from sslpath.imagenet import check_provenance
 
     if options.run_dir is None:
-        raise ConfigError("An image as query needs --run, the network of the descriptors.")
+        raise ConfigError("An image query needs --run, the network that made the descriptors.")
     network, about = load_run(options.run_dir)
     made_by = provenance_or_nothing(options.descriptors, tiles)
     if made_by.get("network") != about["network"]:

@@ -44,11 +44,11 @@ def add(commands: "Commands") -> None:
         "slides to a table of tiles",
         "Cut the tissue of slides into a grid of tiles and write one table (Parquet).\n"
         "Pixels stay in the slides; the table says where. A zip in the layout of the IDC data\n"
-        "set is a source too; of the options, --patients applies to it. Patients are split into\n"
+        "set works too; of the options, only --patients applies to it. Patients are split into\n"
         "train and test by a hash of their id (about 60 : 40), so the split is the same\n"
         "everywhere; --patients overrides it. All .dcm files of a DICOM series are one slide,\n"
-        "called like the folder that holds it. Called again after it was stopped, the command\n"
-        "goes on: slides that are done wait in a folder beside the table, ending in .parts.",
+        "named after the folder that holds them. Run again after it was stopped, the command\n"
+        "continues: finished slides are kept in a folder beside the table, ending in .parts.",
         "  sslpath tile slides/ --annotations slides/ --mpp 0.5 --tile-px 224 --out tiles.parquet\n"
         "  sslpath tile IDC_regular_ps50_idx5.zip --out idc.parquet\n",
     )
@@ -63,9 +63,9 @@ def add(commands: "Commands") -> None:
     p.add_argument("--mpp", type=positive, help="um per pixel of tiles (default 0.5)")
     p.add_argument("--tile-px", type=count, help="side of a tile (default 224)")
     p.add_argument("--stride-px", type=count, help="step of the grid (default: the tile's side)")
-    p.add_argument("--min-tissue", type=float, help="tissue a tile needs (default 0.5)")
+    p.add_argument("--min-tissue", type=float, help="least share of tissue in a tile (default 0.5)")
     p.add_argument(
-        "--max-tiles", type=count, help="keep at most so many tiles a slide, evenly drawn"
+        "--max-tiles", type=count, help="keep at most this many tiles per slide, evenly drawn"
     )
     p.add_argument(
         "--annotations",
@@ -77,16 +77,16 @@ def add(commands: "Commands") -> None:
         "--tumour",
         nargs="+",
         metavar="NAME",
-        help="names of the outlines that are tumour: classes of QuPath, groups of ASAP (default: "
+        help="names of the outlines that mean tumour: QuPath classes, ASAP groups (default: "
         "words for tumour, such as Tumor, metastasis or Invasive carcinoma, and _0 and _1 of "
-        "Camelyon16). Each run says which names it met and how it read them",
+        "Camelyon16). Each run reports which names it found and how it read them",
     )
     p.add_argument(
         "--bounds",
         action="store_const",
         const=True,
-        help="outlines are counted from the corner of the scanned area, not of the slide: QuPath "
-        "writes them so for slides that are larger than what was scanned (MRXS, SCN)",
+        help="outlines are measured from the corner of the scanned area, not of the slide: QuPath "
+        "writes them this way for slides larger than the scanned area (MRXS, SCN)",
     )
     p.add_argument(
         "--not-exhaustive",
@@ -110,8 +110,8 @@ def add(commands: "Commands") -> None:
     p.add_argument(
         "--mpp-override",
         metavar="MPP|CSV",
-        help="um per level-0 px: a number, for the slides that do not say theirs; or a CSV with "
-        "the columns wsi,mpp, for the slides that it names, whatever they say",
+        help="um per level-0 px: a number, for the slides that do not state it; or a CSV with "
+        "the columns wsi,mpp, for the slides that it names, whatever they state",
     )
     p.add_argument(
         "--patients",
@@ -180,7 +180,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"{names}.")
     if len(set(tiles["split"])) == 1 and not chosen:
         warn(
-            f"so few patients that all are {tiles['split'].iloc[0]}: choose their split with "
+            f"so few patients that all are in {tiles['split'].iloc[0]}: assign them with "
             "--patients to train and to test"
         )
     if options.preview is not None:
@@ -207,7 +207,7 @@ def _tiles_of_zip(options: argparse.Namespace) -> "pd.DataFrame":
     given = [name for name in FOR_SLIDES if getattr(options, name) is not None]
     if given:
         raise ConfigError(
-            f"The tiles of {options.slides[0]} are cut and labelled already: leave out "
+            f"The tiles of {options.slides[0]} are already cut and labelled: leave out "
             f"{_flags(given)}."
         )
     tiles = idc_tiles(options.slides[0])
@@ -222,7 +222,7 @@ def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]
 
     idle = [name for name in OF_ANNOTATIONS if getattr(options, name) is not None]
     if options.annotations is None and idle and not options.camelyon16:
-        raise ConfigError(f"{_flags(idle)} says how to read outlines: name their --annotations.")
+        raise ConfigError(f"No outlines for {_flags(idle)} to act on: give --annotations too.")
     settings = {
         name: default if getattr(options, name) is None else getattr(options, name)
         for name, default in DEFAULTS.items()
@@ -273,7 +273,7 @@ def _camelyon16(options: argparse.Namespace) -> "list[Slide]":
     given = [name for name in OF_CAMELYON16 if getattr(options, name) is not None]
     if given or len(options.slides) != 1 or not options.slides[0].is_dir():
         raise ConfigError(
-            "--camelyon16 takes one folder, a copy of Camelyon16, and says the rest itself: "
+            "--camelyon16 takes one folder, a copy of Camelyon16, and sets the rest itself: "
             + (f"leave out {_flags(given)}." if given else "name that folder alone.")
         )
     found = find_camelyon16(options.slides[0])
