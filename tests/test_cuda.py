@@ -154,7 +154,8 @@ def test_compiled(tmp_path: Path) -> None:
             progress=False,
         )  # fmt: skip
         found.append([line["loss"] for line in read_log(run)])
-    assert found[0] == pytest.approx(found[1], rel=0.02)
+    assert found[0][0] == pytest.approx(found[1][0], rel=5e-3)  # on the same weights
+    assert found[0] == pytest.approx(found[1], rel=0.1)
 
 
 def test_a_step_does_not_wait_for_the_gpu(tmp_path: Path) -> None:

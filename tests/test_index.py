@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from sslpath import index as module
 from sslpath.descriptor_files import write_failures
 from sslpath.descriptors import descriptor_path
 from sslpath.embed import store
@@ -121,14 +120,13 @@ def test_tiles_without_a_descriptor_are_not_found(tiles, found, folder, tmp_path
     assert not np.isin(rows, lost.index).any()
 
 
-def test_what_was_interrupted_is_not_trusted_and_can_be_made_anew(
-    tiles, folder, tmp_path, monkeypatch
-):
+def test_what_was_interrupted_is_not_trusted_and_can_be_made_anew(tiles, folder, tmp_path):
     built(tiles, folder, tmp_path / "i")
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            built(tiles, folder, tmp_path / "i")
+    (tmp_path / "i" / LISTS).unlink()
+    (tmp_path / "i" / LISTS).mkdir()  # so that what comes last cannot be written
+    with pytest.raises(OSError, match=LISTS):
+        built(tiles, folder, tmp_path / "i")
+    (tmp_path / "i" / LISTS).rmdir()
     with pytest.raises(DescriptorError, match="no finished index"):
         Index(tmp_path / "i", tiles)
     assert built(tiles, folder, tmp_path / "i").about["kept"] == len(tiles)
