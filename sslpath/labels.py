@@ -4,11 +4,13 @@ A tile is
 
 - 1 (tumour) if at least half of it (``tumour_share``) lies in tumour that is not excluded;
 - 0 if it touches neither tumour nor an excluded area, and the slide was annotated exhaustively;
-- missing otherwise: on the rim of a tumour, in excluded areas, and wherever no tumour is drawn,
-  if the annotation is not exhaustive or its file holds no area at all, only points.
+- missing otherwise: on the rim of a tumour, in excluded areas, where points or lines mark tumour,
+  and wherever no tumour is drawn, if the annotation is not exhaustive or its file holds no area at
+  all, only points.
 
-Its region is the name of the outline that covers most of it, missing if none does. Which names
-mean tumour or excluded stands in :mod:`sslpath.annotations`.
+Its region is the name of the outline that covers most of it, the smaller one of two that cover as
+much, and missing if none does. Which names mean tumour or excluded stands in
+:mod:`sslpath.annotations`.
 """
 
 import warnings
@@ -23,8 +25,9 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from sslpath.annotations import MENTIONS_TUMOUR, Annotations, Reading
+from sslpath.annotations import MENTIONS_TUMOUR, Annotations, Reading, says_nothing
 from sslpath.errors import AnnotationError, counted
+from sslpath.outlines import areas_only
 from sslpath.slide_files import same
 from sslpath.slides import Slide
 
@@ -57,11 +60,15 @@ def label_tiles(
     region = pd.Series(pd.NA, range(len(boxes)), "str")
     tumour = share_inside(annotations.tumour, boxes)
     if exhaustive and not annotations.holds_no_area:
-        label[(tumour == 0) & (share_inside(annotations.excluded, boxes) == 0)] = 0
+        loose = annotations.loose
+        marked = shapely.intersects(boxes, loose) & ~shapely.touches(boxes, loose)
+        label[(tumour == 0) & (share_inside(annotations.excluded, boxes) == 0) & ~marked] = 0
     # Overlays are exact but for rounding: half a tile may come out as 0.49999999.
     label[tumour >= tumour_share - 1e-9] = 1
     most = np.zeros(len(boxes))
-    for name, area in annotations.kinds.items():
+    for name, area in sorted(annotations.kinds.items(), key=lambda kind: kind[1].area):
+        if annotations.reading(name) == "tumour":  # less the normal tissue in it
+            area = areas_only(shapely.intersection(area, annotations.tumour))
         share = share_inside(area, boxes)
         region[share > most] = name
         most = np.maximum(most, share)
@@ -105,6 +112,8 @@ def how_read(
     places: NDArray[np.int64],
     side: float,
     tissue: NDArray[np.bool_],
+    *,
+    bounds: bool = False,
 ) -> dict[str, Any]:
     """What the table keeps of a slide's outlines: file, names with what they are read as, notes.
 
@@ -114,18 +123,28 @@ def how_read(
         places: Corners of all tiles of the grid, shape ``(n, 2)``.
         side: Side of a tile, level-0 px.
         tissue: Whether each tile holds any tissue, shape ``(n,)``.
+        bounds: Whether the outlines were moved by the corner of the scanned area.
 
     Raises:
-        AnnotationError: If all outlines lie outside the slide.
+        AnnotationError: If all outlines lie outside the slide, or are smaller than two pixels.
     """
     whole = shapely.box(0, 0, *slide.dimensions)
-    areas = annotations.regions.values()
+    areas = list(annotations.regions.values())
+    left, top, width, height = slide.scanned
+    remedy = "They belong to another slide, or are not in level-0 px."
+    if bounds:
+        remedy = (
+            remedy[:-1] + ", or are counted from the corner of the slide: leave out `--bounds`."
+        )
     if areas and not any(shapely.intersects(area, whole) for area in areas):
         raise AnnotationError(
-            f"All outlines of {annotations.path} lie outside the slide {slide.path}. They belong "
-            "to another slide, or are not in level-0 px."
+            f"All outlines of {annotations.path} lie outside the slide {slide.path}. {remedy}"
         )
-    left, top, width, height = slide.scanned
+    if areas and np.ptp(np.reshape(shapely.total_bounds(areas), (2, 2)), axis=0).max() < 2:
+        raise AnnotationError(
+            f"All outlines of {annotations.path} fit into two pixels: their places are not in "
+            "level-0 px, but shares of the slide or degrees. Export them in pixels."
+        )
     x, y = places.T
     notes = misplaced(
         annotations,
@@ -137,8 +156,8 @@ def how_read(
         notes[-1] += (
             " They belong to another slide, are not in level-0 px, or are counted from the corner "
             f"of the scanned area ({left}, {top}): in that case use `--bounds`."
-            if left or top
-            else " They belong to another slide, or are not in level-0 px."
+            if (left or top) and not bounds
+            else f" {remedy}"
         )
     return {
         "file": annotations.path,
@@ -217,7 +236,21 @@ def warn_of_outlines(
     for one in outlines.values():
         for note in one["notes"]:
             warnings.warn(note, stacklevel=3)
+    blank = [
+        slide
+        for slide, one in outlines.items()
+        if one["names"]
+        and "tumour" not in one["names"].values()
+        and all(says_nothing(name) for name, how in one["names"].items() if how == "region")
+        and "region" in one["names"].values()
+    ]
     doubt = _doubt(outlines, tumour)
+    if blank and not doubt:
+        warnings.warn(
+            f"Outlines without a name that says what they are, so no tile of theirs is tumour, on "
+            f"{counted(len(blank), 'slide')}: {', '.join(blank)}.",
+            stacklevel=3,
+        )
     if doubt:
         warnings.warn(
             f"{doubt}. {names_read(tiles)}. Say which names mean tumour with `--tumour NAME ...` "
@@ -238,7 +271,7 @@ def _doubt(outlines: dict[str, dict[str, Any]], tumour: Collection[str]) -> str:
         return f"No outline is named {', '.join(unmet)}"
     if "tumour" not in readings.values():
         return "No outline has a name that means tumour"
-    odd = [n for n, how in readings.items() if how != "tumour" and MENTIONS_TUMOUR.search(same(n))]
+    odd = [n for n, how in readings.items() if how == "region" and MENTIONS_TUMOUR.search(same(n))]
     return f"Not read as tumour: {', '.join(odd)}" if odd and not tumour else ""
 
 

@@ -35,7 +35,7 @@ from sslpath.annotations import (
     the_file,
 )
 from sslpath.cluster import each
-from sslpath.errors import ConfigError, SlideError, SslpathError, TableError
+from sslpath.errors import AnnotationError, ConfigError, SlideError, SslpathError, TableError
 from sslpath.labels import how_read, label_tiles, outlines_of, warn_of_outlines
 from sslpath.progress import hide_bar
 from sslpath.slide_files import slides_named
@@ -180,6 +180,7 @@ def _tile(
     max_tiles: int | None,
     seed: int,
     max_places: int,
+    bounds: bool = False,
 ) -> pd.DataFrame:
     """As :func:`tile_slide`; notes on outlines stay in the table's metadata."""
     _check_settings(min_tissue, tumour_share, max_tiles)
@@ -213,7 +214,7 @@ def _tile(
     where |= dict(zip(("width", "height"), slide.dimensions, strict=True))
     where["stride_px"] = stride_px or tile_px
     if annotations is not None:
-        where["outlines"] = how_read(annotations, slide, places, side, share > 0)
+        where["outlines"] = how_read(annotations, slide, places, side, share > 0, bounds=bounds)
         x, y = corners.T
         columns["label"], columns["region"] = label_tiles(
             shapely.box(x, y, x + side, y + side),
@@ -415,15 +416,27 @@ def _tile_one(
                 return load_tiles(part)
         file = the_file(slide.slide_id, files)
         annotations = None if file is None else load_annotations(file, tumour)
-        if annotations is None and slide.slide_id in no_tumour:
-            annotations = Annotations()
+        if slide.slide_id in no_tumour:
+            if annotations is not None and not annotations.tumour.is_empty:
+                return AnnotationError(
+                    f"{slide.slide_id} is said to hold no tumour, and {file} outlines some. Leave "
+                    "it out of one of them."
+                )
+            annotations = annotations or Annotations()
         if annotations is not None and bounds:
             annotations = annotations.moved(*slide.scanned[:2])
         tiles = _tile(
-            slide, annotations, exhaustive=slide.slide_id not in not_exhaustive, **settings
+            slide,
+            annotations,
+            exhaustive=slide.slide_id not in not_exhaustive,
+            bounds=bounds,
+            **settings,
         )
     except SslpathError as error:
         return error
+    except Exception as error:  # a fault of sslpath, which must not take the other slides along
+        kind, said = type(error).__name__, " ".join(str(error).split())
+        return SlideError(f"{slide.path} cannot be tiled, by a fault of sslpath ({kind}: {said}).")
     if tiles.empty:
         return SlideError(
             f"No tile of {slide.path} holds enough tissue (min_tissue {settings['min_tissue']:g}): "

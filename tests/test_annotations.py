@@ -310,16 +310,29 @@ def test_excluded_names_are_not_kinds_of_tissue() -> None:
             "tumour",
             "Tumor|tumour| TUMOR |Tumors|Tumor: Positive|Tumor: Negative|Invasive tumor|tumor_1|"
             "tumour grade 2|Tumor region 3|Tumor*|Metastasis|metastases|metastatic cancer|"
-            "invasive ductal carcinoma|Tumor cells|lymph node metastasis|_0|_1",
+            "invasive ductal carcinoma|Tumor cells|lymph node metastasis|_0|_1|Micrometastasis|"
+            "Macrometastases|ITC|Isolated tumor cells|Melanoma|Cholangiocarcinoma|metástasis|"
+            "Non-small cell carcinoma|tumor_0|Neoplastic cells|Karzinom",
         ),
         (
             "region",
-            "Tumor-free stroma|tumor free|Non-tumor|no tumor|Tumor bed|Tumor stroma|Peritumoral|"
-            "Tumor-infiltrating lymphocytes|Tumor border|Stroma|Stroma: Tumor|Immune cells|"
-            "Necrosis|Region*|Other|unnamed|None|Nontumor|tissue|artifact|class_1|abnormal|12|*",
+            "Tumor bed|Tumor stroma|Peritumoral|Tumor-infiltrating lymphocytes|Tumor border|Stroma|"
+            "Stroma: Tumor|Immune cells|Necrosis|Region*|Other|unnamed|None|tissue|artifact|"
+            "class_1|abnormal|12|*|Tumor?|Tumor (-)|tumor -|Tumor: absent|tumor: none|N tumor|"
+            "tumor n/a|non-invasive carcinoma|carcinoma in situ|benign tumor|not normal",
         ),
-        ("normal", "normal|Normal tissue|negative|Negative|benign|Benign glands|healthy mucosa"),
-        ("cut out", "_2|Exclude|exclusion|Excluded area|Ignore*|ignored|cut-out|Holes"),
+        (
+            "normal",
+            "normal|Normal tissue|negative|Negative|benign|Benign glands|healthy mucosa|"
+            "normal stroma|benign duct|Normal breast|Tumor-free stroma|tumor free|Non-tumor|"
+            "no tumor|Nontumor|tissue w/o tumor|w/o tumor|s/ tumor|0 metastases|Metastasenfrei|"
+            "no evidence of residual tumor|non-neoplastic|kein Tumor|tumor negative",
+        ),
+        (
+            "cut out",
+            "_2|Exclude|exclusion|Excluded area|Ignore*|ignored|cut-out|cut out|cut_out|Holes|"
+            "to exclude|artifact (exclude)",
+        ),
     ],
 )
 def test_names_are_read_as_people_mean_them(reading: str, names: str) -> None:
@@ -485,7 +498,7 @@ OUTSIDE = """<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/ho
         ("text.geojson", '["a"]', "feature 0: expected a GeoJSON Feature"),
         ("other.geojson", '{"shapes": []}', "expected a GeoJSON Feature"),
         ("bare.geojson", '{"type": "Polygon", "coordinates": null}', "no lists of coordinates"),
-        ("geos.json", '{"type": "GeometryCollection", "geometries": 3}', "no list of geometries"),
+        ("geos.json", '{"type": "GeometryCollection", "geometries": 3}', "no lists of geometries"),
         ("huge.json", '{"type": "Polygon", "coordinates": [[[1%s, 2]]]}' % ("0" * 400), "number"),
         ("cut.json.gz", gzip.compress(b"[" * 999)[:20], "not complete gzip"),
         ("text.xml.gz", b"<ASAP_Annotations/>", "not complete gzip"),
