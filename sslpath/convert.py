@@ -105,6 +105,18 @@ def _as_rgb(source: Path) -> pyvips.Image:
     if (image.get("orientation") if image.get_typeof("orientation") else 1) != 1:
         image = _opened(source).autorot()  # turning needs all pixels at once
     pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
+    sizes = [size_of(tags) for tags in found]
+    larger = [s for s in sizes if s[0] and s[1] and s[0] * s[1] > image.width * image.height]
+    if larger:
+        raise SlideError(
+            f"{source}: its first image, of {image.width} x {image.height} px, is smaller than "
+            f"another one, of {larger[0][0]} x {larger[0][1]} px, and probably its thumbnail. Save "
+            "the large one by itself."
+        )
+    if pages > 1 and not found:
+        raise SlideError(
+            f"{source} is animated: it has {pages} images. Save one of them by itself."
+        )
     if image.interpretation == "rgb16":
         image = _to_8_bits(image, source)
     if image.format != "uchar" or image.bands not in (1, 2, 3, 4):

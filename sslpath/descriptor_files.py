@@ -193,7 +193,7 @@ def _opened(path: str | Path) -> Iterator[h5py.File]:
         raise DescriptorError(_missing(Path(path))) from error
     except PermissionError as error:
         raise DescriptorError(f"No permission to read {path}.") from error
-    except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, MemoryError) as error:
         raise DescriptorError(
             f"Cannot read {path} as HDF5 ({error}): it is damaged, cut short or something else. "
             "Fetch it again; if sslpath made it, delete it and run `sslpath embed` again."
@@ -207,7 +207,7 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
         for name in item.attrs if item is not None else ():
             try:
                 found[name] = item.attrs[name]
-            except (OSError, RuntimeError, TypeError, ValueError):
+            except (OSError, RuntimeError, TypeError, ValueError, LookupError):
                 continue
     return found
 

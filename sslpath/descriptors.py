@@ -60,6 +60,7 @@ __all__ = [
     "write_descriptors",
 ]
 
+FACTORS = (2, 4, 8, 16, 32)  # by which places on another level are smaller
 Descriptors = NDArray[np.float32]
 Encode = Callable[[NDArray[np.uint8]], Descriptors | Callable[[], Descriptors]]
 """Turns tiles (b, h, w, 3) into descriptors (b, d), or into a function that waits for them.
@@ -133,7 +134,9 @@ def read_descriptors(
         if missing == "error" and not there.all():
             known = sum((slide_id, *corner) in failed for corner in corners[~there].tolist())
             raise DescriptorError(_gaps(path, corners, slide, there, known))
-        if not there.any() or _swapped(slide.coords, corners, there):
+        if not there.any() or (
+            not there.all() and _elsewhere(corners, slide.coords, there, int(tiles["size"].iloc[0]))
+        ):
             there[:] = False
             elsewhere.append(_other_grid(path, corners, slide.coords))
         found[where[there]] = slide.features[rows[there]]
@@ -195,17 +198,21 @@ def _other_grid(path: Path, want: NDArray[np.int64], have: NDArray[np.int64]) ->
     asked = {tuple(corner) for corner in want.tolist()}
     if sum(tuple(corner) in asked for corner in have[:, ::-1].tolist()) * 2 > len(have):
         return f"{text} x and y are swapped."
-    for factor in (2, 4, 8, 16, 32):
+    for factor in FACTORS:
         smaller = {tuple(corner) for corner in (want // factor).tolist()}
         if sum(tuple(corner) in smaller for corner in have.tolist()) * 2 > len(have):
             return f"{text} as pixels of a level {factor} times smaller, not of level 0."
     return f"{text} another grid?"
 
 
-def _swapped(have: NDArray[np.int64], want: NDArray[np.int64], there: NDArray[np.bool_]) -> bool:
-    """Whether more tiles are found with x and y exchanged: then those found so far are others."""
+def _elsewhere(
+    want: NDArray[np.int64], have: NDArray[np.int64], there: NDArray[np.bool_], size: int
+) -> bool:
+    """Whether more tiles are found if places are read otherwise: those found so far are others."""
     asked = pd.MultiIndex.from_arrays(list(want.T))
-    return bool(asked.isin(pd.MultiIndex.from_arrays(list(have[:, ::-1].T))).sum() > there.sum())
+    others = [have[:, ::-1], *(have * factor for factor in (*FACTORS, size))]
+    most = max(int(asked.isin(pd.MultiIndex.from_arrays(list(one.T))).sum()) for one in others)
+    return most > int(there.sum())
 
 
 def _by_slide(tiles: pd.DataFrame) -> Iterator[tuple[str, NDArray[np.intp]]]:

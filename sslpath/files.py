@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,6 +69,9 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     real = Path(os.path.realpath(target))
     if real.is_dir():
         raise IsADirectoryError(errno.EISDIR, "Is a folder, not a file", str(target))
+    if real.exists() and not real.is_file():
+        raise OSError(errno.EINVAL, "Is a device or pipe, not a file", str(target))
+    mode = stat.S_IMODE(real.stat().st_mode) if real.exists() else 0o666 & ~_UMASK
     stem, suffix = _short(real)
     token = secrets.token_hex(4)  # threads, and machines that share a name, never collide
     temporary = real.with_name(f".{stem}.{_PLACE}-{os.getpid()}-{token}.tmp{suffix}")
@@ -75,7 +79,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         real.parent.mkdir(parents=True, exist_ok=True)
         _sweep(real.parent, (stem, suffix))
         yield temporary
-        temporary.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
+        temporary.chmod(mode)  # some writers make files that only their owner may read
         temporary.replace(real)
     except OSError as error:
         if error.filename is not None and str(error.filename) != str(temporary):
@@ -121,11 +125,13 @@ def check_writable_file(path: str | Path) -> None:
     """Refuse a file that cannot be written, before the work for it begins. Creates nothing.
 
     Raises:
-        ConfigError: If it is a folder, or lies where this user may not write.
+        ConfigError: If it is a folder or a device, or lies where this user may not write.
     """
     real = Path(os.path.realpath(path))
     if real.is_dir():
         raise ConfigError(f"{path} is a folder: name a file in it.")
+    if real.exists() and not real.is_file():
+        raise ConfigError(f"{path} is a device or a pipe, not a file. Choose another place.")
     folder = next(parent for parent in real.parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise ConfigError(f"Cannot write {path}: {folder} is not a folder. Choose another place.")

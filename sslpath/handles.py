@@ -138,7 +138,7 @@ def _open_anew(
         vendor, blocks = properties.get(openslide.PROPERTY_NAME_VENDOR), None
         # Hamamatsu's files look like TIFF, but count their places otherwise.
         found = [] if vendor == "hamamatsu" else directories_of(path)
-        _refuse_odd(path, found, sizes)
+        _refuse_odd(path, found, sizes, pyramid=vendor in (None, "generic-tiff"))
         if vendor in VENDORS:
             read = _reader(handle)
             blocks = TiffBlocks(path, key, found, sizes, downsamples, block_cache, read)
@@ -160,9 +160,15 @@ def _open_anew(
         _damaged(path, error)
 
 
-def _refuse_odd(path: Path, found: Sequence[Tags], sizes: Sequence[tuple[int, int]]) -> None:
+def _refuse_odd(
+    path: Path,
+    found: Sequence[Tags],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    pyramid: bool = False,
+) -> None:
     """Refuse a TIFF file that OpenSlide would show otherwise than it is meant."""
-    odd = oddity(found, sizes)
+    odd = oddity(found, sizes, pyramid=pyramid)
     if odd is not None:
         remedy = (
             f"`sslpath data convert '{path}' --mpp UM_PER_PIXEL` makes a slide of it."

@@ -9,7 +9,6 @@ import mmap
 from pathlib import Path
 
 from sslpath.tiff_tags import (
-    BIG_TIFF,
     COMPRESSION,
     JPEG,
     OFFSETS,
@@ -17,7 +16,7 @@ from sslpath.tiff_tags import (
     RGB,
     STRIP_OFFSETS,
     UNREADABLE,
-    Tags,
+    no_tags,
 )
 
 DICOM_JPEG = b"1.2.840.10008.1.2.4.50"
@@ -59,7 +58,7 @@ def _dicom_tile(data: mmap.mmap) -> int | None:
 def _tiff_tile(data: mmap.mmap) -> int | None:
     """Where the first JPEG tile of a TIFF file that declares RGB starts."""
     # The tags only: opening the image would have Pillow complain about its size.
-    tags = Tags(data[: 16 if data[2:4] in BIG_TIFF else 8])
+    tags = no_tags(data[:16])
     data.seek(tags.next)
     tags.load(data)  # type: ignore[arg-type]
     if (tags.get(PHOTOMETRIC), tags.get(COMPRESSION)) != (RGB, JPEG):

@@ -39,16 +39,47 @@ def find_slides(places: Iterable[str | Path] | str | Path) -> list[Slide]:
     paths = [path for place in listed for path in (_inside(place) if place.is_dir() else [place])]
     # Other files stay apart by their place in the list: one listed twice is a mistake to report.
     groups: dict[tuple[Path, str], list[Path]] = {}
+    whole: set[tuple[Path, str]] = set()
     for i, path in enumerate(paths):
         series = _series(path) if path.suffix.lower() == ".dcm" else f"{i}"
-        groups.setdefault((path.parent, series), []).append(path)
-    in_folder = Counter(folder for folder, _ in groups)
-    return [
+        groups.setdefault((path.parent, series or str(path)), []).append(path)
+        if series:
+            whole.add((path.parent, series))
+    # Files that cannot be opened, each a series of its own, do not count.
+    in_folder = Counter(folder for folder, _ in whole)
+    slides = [
         Slide(files[0], slide_id=folder.resolve().name)
         if len(files) > 1 and in_folder[folder] == 1
         else Slide(files[0])
         for (folder, _), files in groups.items()
     ]
+    return _readable_of_two(slides)
+
+
+def _readable_of_two(slides: list[Slide]) -> list[Slide]:
+    """Of slides of one name in one folder the readable one: the others were converted to it."""
+    alike = Counter((slide.path.parent, slide.slide_id) for slide in slides)
+    kept = []
+    for slide in slides:
+        if alike[slide.path.parent, slide.slide_id] > 1 and not _opens(slide.path):
+            twins = [one for one in slides if one.slide_id == slide.slide_id and one is not slide]
+            if any(_opens(one.path) for one in twins):
+                warnings.warn(
+                    f"{slide.path} cannot be opened and is passed over: {twins[0].path.name} "
+                    "beside it has the same name.",
+                    stacklevel=3,
+                )
+                continue
+        kept.append(slide)
+    return kept
+
+
+def _opens(path: Path) -> bool:
+    try:
+        open_slide(path)
+    except SlideError:
+        return False
+    return True
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -81,11 +112,11 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _series(path: Path) -> str:
-    """Which DICOM series a file belongs to; a file that cannot be opened is one of its own."""
+    """Which DICOM series a file belongs to; empty if it cannot be opened."""
     try:
         properties = open_slide(path).handle.properties
     except SlideError:
-        return str(path)
+        return ""
     return str(properties.get("dicom.SeriesInstanceUID", path))
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from sslpath.errors import DataError, TableError, TileReadError
+from sslpath.errors import DataError, SlideError, TableError, TileReadError
 from sslpath.slides import Slide
 
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # how absolute paths of Windows begin
@@ -76,7 +76,12 @@ def open_source(tiles: pd.DataFrame, root: str | Path | None = None) -> TileSour
                 name: Slide(path, where[name]["mpp"], slide_id=name)
                 for name, path in zip(where, paths, strict=True)
             }
-            return SlideTiles(slides, mpp=mpp, tile_px=tile_px)
+            sizes = {
+                name: (one["width"], one["height"])
+                for name, one in where.items()
+                if "width" in one and "height" in one
+            }
+            return SlideTiles(slides, mpp=mpp, tile_px=tile_px, sizes=sizes)
         if source["kind"] == "zip":
             (path,) = _moved([source["path"]], root)
             return ZipTiles(path, source["member"], tile_px=tile_px)
@@ -95,12 +100,21 @@ class SlideTiles:
         slides: Slide by id.
         mpp: um per pixel of the tiles.
         tile_px: Side of a tile, pixels.
+        sizes: Width and height of slides when they were tiled, level-0 px.
     """
 
-    def __init__(self, slides: dict[str, Slide], *, mpp: float, tile_px: int) -> None:
+    def __init__(
+        self,
+        slides: dict[str, Slide],
+        *,
+        mpp: float,
+        tile_px: int,
+        sizes: dict[str, tuple[int, int]] | None = None,
+    ) -> None:
         self.slides = slides
         self.mpp = mpp
         self.tile_px = tile_px
+        self.sizes = sizes or {}
 
     def read(self, rows: pd.DataFrame) -> NDArray[np.uint8]:
         """See :meth:`TileSource.read`; raises SlideError too, if a slide is gone."""
@@ -116,6 +130,13 @@ class SlideTiles:
                 raise TableError(
                     f"The table has tiles of slide {error}, but does not say where it is."
                 ) from error
+            size = self.sizes.get(ids[i], slide.dimensions)
+            if tuple(size) != slide.dimensions:
+                raise SlideError(
+                    f"{slide.path} is {slide.dimensions[0]} x {slide.dimensions[1]} px, but was "
+                    f"{size[0]} x {size[1]} px when it was tiled: another version, or another "
+                    "slide of this name. Tile it again, or name the right folder with --root."
+                )
             out[i] = slide.read(int(x[i]), int(y[i]), self.tile_px, self.mpp)
         return out
 

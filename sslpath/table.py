@@ -125,10 +125,17 @@ def check_out(path: str | Path) -> None:
             raise TableError(
                 f"{path} is there and is no Parquet. Move it, or choose another name."
             ) from error
-        if not set(KEY) <= set(schema.names):
+        if not set(KEY) <= set(schema.names) or b'"tile_px"' not in (schema.metadata or {}).get(
+            b"PANDAS_ATTRS", b""
+        ):
             raise TableError(
-                f"{path} is there and is no table of tiles; it has the columns "
+                f"{path} is there and is no table of tiles of sslpath; it has the columns "
                 f"{', '.join(schema.names[:5])}. Move it, or choose another name."
+            )
+        if others := sorted(set(schema.names) - set(DTYPES)):
+            raise TableError(
+                f"{path} is there, with columns that sslpath did not make ({', '.join(others)}): "
+                "it is not overwritten. Move it, or choose another name."
             )
 
 

@@ -179,9 +179,9 @@ def test_a_search_whose_lists_hold_only_the_own_patient_names_probes(
     one = tiles.iloc[7]
     words = ("search", f"{one['slide_id']}:{one['x']},{one['y']}", table, "--index", index)
     run(*words, "--descriptors", spatial, "--out", tmp_path / "g.png", code=1)
-    assert "--probes looks into more" in capsys.readouterr().err
+    assert "--probes searches more" in capsys.readouterr().err
     run(*words, "--descriptors", work / "d" / "random", "--out", tmp_path / "g.png", code=1)
-    assert "is not of the descriptors in" in capsys.readouterr().err
+    assert "is not from the descriptors in" in capsys.readouterr().err
 
 
 def test_a_search_where_all_tiles_are_of_one_patient_names_keep_own(
@@ -264,7 +264,7 @@ def test_a_broken_slide_is_reported_and_the_others_go_on(
     assert "broken.svs" in (tmp_path / "tiles.failed.csv").read_text()
     told = capsys.readouterr().err
     assert "tiles.failed.csv" in told
-    assert "choose their split with --patients" in told  # a single slide is on one side only
+    assert "assign them with --patients" in told  # a single slide is on one side only
 
 
 def test_strict_stops_at_a_broken_slide(slides: Path, tmp_path: Path) -> None:
@@ -388,11 +388,15 @@ def test_the_files_of_a_dicom_series_are_one_slide_called_like_its_folder(
     assert [path.stem for path in (tmp_path / "preview").iterdir()] == ["cmu-1-small-region-dicom"]
 
 
-def test_dicom_files_that_are_no_series_stay_apart(shared: Path, tmp_path: Path) -> None:
+def test_a_dicom_file_that_cannot_be_opened_renames_no_slide_beside_it(
+    shared: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "case7"
+    folder.mkdir()
     for path in (shared / "real/slides/cmu-1-small-region-dicom").glob("level-[01]-*.dcm"):
-        shutil.copy(path, tmp_path)
-    (tmp_path / "other.dcm").write_bytes(b"no DICOM")
-    assert [slide.slide_id for slide in find_slides([tmp_path])] == ["level-0-frames-0-30", "other"]
+        shutil.copy(path, folder)
+    (folder / "other.dcm").write_bytes(b"no DICOM")
+    assert [slide.slide_id for slide in find_slides([folder])] == ["case7", "other"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ The operating system's limit on the size of a file stands for the full disk: wri
 middle.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from camelyon import random_weights
-from conftest import draw_tissue, write_slide
+from conftest import MPP, draw_tissue, write_lossless, write_slide
 from safetensors.numpy import load_file
 
-from sslpath.errors import BusyError
-from sslpath.files import only_one
+from sslpath.cli import main
+from sslpath.errors import BusyError, ConfigError
+from sslpath.files import atomic_path, check_writable_file, only_one
 from sslpath.runs import read_log
 from sslpath.slides import Slide
 from sslpath.table import load_tiles, save_tiles
@@ -224,3 +226,72 @@ def test_a_killed_run_leaves_its_folder_free(tmp_path: Path) -> None:
     process.communicate()
     with only_one(tmp_path):
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("foreign", ["table", "column", "list"])
+def test_a_table_or_list_of_another_program_is_neither_overwritten_nor_deleted(
+    tmp_path: Path, foreign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slide = write_lossless(tmp_path / "s.tif", [draw_tissue(600, 500)])
+    words = ["tile", str(slide), "--mpp", str(MPP), "--tile-px", "64", "--out"]
+    out = tmp_path / "t.parquet"
+    if foreign == "list":
+        own = tmp_path / "t.failed.csv"
+        own.write_text("job,error\n1,none\n")
+    else:
+        own = out
+        if foreign == "column":
+            assert main([*words, str(out)]) == 0
+            frame = pd.read_parquet(out)
+            frame["pathologist_score"] = 3
+        else:
+            frame = pd.DataFrame({"slide_id": ["s"], "x": [0], "y": [0], "score": [1.0]})
+        frame.to_parquet(out)
+    before = own.read_bytes()
+    assert main([*words, str(out)]) == 1
+    assert own.read_bytes() == before
+    assert own.name in capsys.readouterr().err
+
+
+def test_what_is_in_the_way_of_kept_parts_or_curves_is_found_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slide = write_lossless(tmp_path / "s.tif", [draw_tissue(600, 500)])
+    (tmp_path / "t.parts").write_text("mine")
+    words = ["tile", str(slide), "--mpp", str(MPP), "--tile-px", "64"]
+    assert main([*words, "--out", str(tmp_path / "t.parquet")]) == 1
+    assert "t.parts is a file" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "u.parquet")]) == 0
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "curves.png").write_text("mine")
+    train = ["train", str(tmp_path / "u.parquet"), "--trunk", "scratch", "--arch", "resnet18"]
+    assert main([*train, "--out", str(tmp_path / "run")]) == 1
+    assert "curves.png is there and was not drawn by sslpath" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["curves.png"]
+
+
+def test_a_preview_that_cannot_be_made_is_told_by_the_exit_code(tmp_path: Path) -> None:
+    slide = write_lossless(tmp_path / "s.tif", [draw_tissue(600, 500)])
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "s.png").write_text("mine")
+    words = ["tile", str(slide), "--mpp", str(MPP), "--tile-px", "64", "--preview"]
+    assert main([*words, str(tmp_path / "p"), "--out", str(tmp_path / "t.parquet")]) == 3
+    assert (tmp_path / "p" / "s.png").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="device or pipe"), atomic_path(tmp_path / "pipe"):
+        raise AssertionError("not to be written")
+    with pytest.raises(ConfigError, match="device or a pipe"):
+        check_writable_file(tmp_path / "pipe")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps permissions elsewhere")
+def test_a_file_that_is_written_again_keeps_its_permissions(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("patients")
+    (tmp_path / "a.txt").chmod(0o600)
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("more patients")
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o600

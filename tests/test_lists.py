@@ -298,3 +298,61 @@ def test_no_name_of_a_slide_takes_other_slides_along(tmp_path: Path) -> None:
     assert "is not UTF-8, so no table can hold it" in failed["error"][0]
     shown = {path.stem for path in (tmp_path / "p").iterdir()}
     assert shown == {"plain", *ODD_NAMES}
+
+
+def test_two_columns_of_one_heading_are_refused(slides: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two columns mpp"):
+        sizes(slides, tmp_path, "wsi,mpp,MPP\ncase.tif,0.25,1.0\n")
+
+
+def test_blank_rows_of_a_spreadsheet_are_passed_over(slides: Path, tmp_path: Path) -> None:
+    assert sizes(slides, tmp_path, "wsi,mpp\n,\ncase.tif,0.25\n,,\n")["case"] == 0.25
+
+
+def test_a_list_without_rows_is_told(
+    slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes(slides, tmp_path, "wsi,mpp\n")
+    assert "has headings and no row" in capsys.readouterr().err
+
+
+def patients(tmp_path: Path, first: str, second: str, split: str) -> list[str]:
+    """The patients of the slides ``a``, for training, and ``b``, by a list."""
+    text = f"slide_id,patient_id,split\na,{first},train\nb,{second},{split}\n"
+    (tmp_path / "p.csv").write_text(text, encoding="utf-8")
+    return list(with_patients(table(), tmp_path / "p.csv")["patient_id"][1:])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("M\u00fcller", "Mu\u0308ller"),
+        ("P 1", "P\u00a01"),
+        ("P1", "p1"),
+        ("7", "7.0"),
+        ("a", "a\u200b"),
+    ],
+)
+def test_a_patient_in_two_spellings_is_one_and_is_never_in_both_splits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], first: str, second: str
+) -> None:
+    assert patients(tmp_path, first, second, "train") == [first, first]
+    assert "are read as one" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="the same for all slides of a patient"):
+        patients(tmp_path, first, second, "test")
+
+
+@pytest.mark.parametrize("none", ["NA", "nan", "#N/A", "", "None"])
+def test_no_value_is_no_patient(tmp_path: Path, none: str) -> None:
+    with pytest.raises(ConfigError, match="does not name the patient"):
+        patients(tmp_path, none, "P2", "test")
+
+
+def test_of_an_unreadable_slide_and_its_conversion_the_readable_one_is_taken(
+    slides: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "case.svs").write_bytes(b"not a slide")
+    (tmp_path / "case.tif").write_bytes((slides / "case.tif").read_bytes())
+    with pytest.warns(UserWarning, match=r"case\.svs cannot be opened and is passed over"):
+        (one,) = find_slides(tmp_path)
+    assert one.path.name == "case.tif"

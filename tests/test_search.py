@@ -515,6 +515,37 @@ def test_foreign_attributes_mean_an_unknown_origin_and_nothing_more(
         "--descriptors", f"imagenet={tmp_path / 'd'}", "--out", tmp_path / "r.json")  # fmt: skip
 
 
+@pytest.mark.parametrize("unit", [2, 4, 128], ids=["level", "coarser level", "tiles"])
+def test_places_in_another_unit_are_not_matched_where_they_coincide(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], unit: int
+) -> None:
+    tiles = load_tiles(work / "t.parquet")
+    tiles["x"] -= tiles["x"].min()
+    tiles["y"] -= tiles["y"].min()
+    save_tiles(tiles, tmp_path / "t.parquet")
+    describe(tiles, tmp_path / "d")
+    for path in (tmp_path / "d").iterdir():
+        with h5py.File(path, "r+") as file:
+            file["coords"][:] //= unit
+    run("search", name_of(tiles, 0), tmp_path / "t.parquet", "--descriptors", tmp_path / "d",
+        "--out", tmp_path / "g.png", code=1)  # fmt: skip
+    assert "has a descriptor at its place" in capsys.readouterr().err
+
+
+def test_a_slide_that_is_another_than_was_tiled_is_not_read(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "症例1"):
+        size = (500, 450) if name == "a" else (1000, 900)
+        write_lossless(tmp_path / f"{name}.tif", [draw_tissue(*size)])
+    run("embed", work / "t.parquet", "--encoder", "rgb", "--root", tmp_path,
+        "--out", tmp_path / "d", code=3)  # fmt: skip
+    failed = pd.read_csv(tmp_path / "d" / "failed.csv")
+    assert set(failed["slide_id"]) == {"a"}
+    assert failed["error"].str.contains("when it was tiled: another version").all()
+    assert (tmp_path / "d" / "b.h5").exists()
+
+
 # --- the words of evaluate -----------------------------------------------------------------------
 
 

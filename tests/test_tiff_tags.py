@@ -210,3 +210,94 @@ def test_real_slides_are_plain(shared: Path) -> None:
     zipped = shared / "real/formats/yb10kx5k.zstd.tiff"
     expected = np.array([0, 0, 255])  # as OpenSlide, with Zstandard, and tifffile's tags have it
     assert np.array_equal(Slide(zipped, 0.5).read(0, 0, 4, 0.5)[0, 0], expected)
+
+
+# OpenSlide opens no classic TIFF of tifffile's in the order of Motorola.
+@pytest.mark.parametrize(("big", "order"), [(False, "<"), (True, "<"), (True, ">")])
+def test_tags_are_read_in_either_byte_order_and_size(tmp_path: Path, big: bool, order: str) -> None:
+    path = tmp_path / "odd.tif"
+    write(path, bigtiff=big, byteorder=order, **tag(274, 3, 6))
+    with pytest.raises(SlideError, match="must be rotated"):
+        Slide(path).read(0, 0, 100, 0.5)
+    write(path, bigtiff=big, byteorder=order)
+    assert np.array_equal(Slide(path).read(0, 0, 100, 0.5), IMAGE[:100, :100])
+
+
+def test_a_tag_of_another_type_of_number_is_read_all_the_same(tmp_path: Path) -> None:
+    write(tmp_path / "odd.tif", extratags=[(274, 1, 1, b"\x06", True)])
+    with pytest.raises(SlideError, match="must be rotated"):
+        Slide(tmp_path / "odd.tif").read(0, 0, 100, 0.5)
+
+
+def test_a_tag_that_cannot_be_read_switches_no_other_check_off(tmp_path: Path) -> None:
+    four = np.dstack([IMAGE, IMAGE[..., :1]])
+    odd = [(274, 2, 5, "none", True)]
+    write(tmp_path / "odd.tif", four, extrasamples=["unspecified"], extratags=odd)
+    with pytest.raises(SlideError, match="4 channels"):
+        Slide(tmp_path / "odd.tif").read(0, 0, 100, 0.5)
+
+
+def paged(path: Path, *pages: tuple[NDArray[Any], int, float]) -> Path:
+    """A tiled TIFF of images, each with its subfile type and um per pixel."""
+    with tifffile.TiffWriter(path) as tiff:
+        for image, kind, mpp in pages:
+            tiff.write(
+                image, tile=(64, 64), compression="zlib", subfiletype=kind, metadata=None,
+                photometric="rgb" if image.ndim == 3 else "minisblack",
+                resolution=(1e4 / mpp, 1e4 / mpp), resolutionunit="CENTIMETER",
+            )  # fmt: skip
+    return path
+
+
+MACRO, SMALL = np.full((80, 160, 3), 90, np.uint8), np.ascontiguousarray(IMAGE[::2, ::2])
+PAGES: dict[str, tuple[Any, str]] = {
+    "a macro picture": ([(IMAGE, 0, 0.5), (MACRO, 1, 0.5)], "160 x 80 px as a level"),
+    "a padded level": ([(IMAGE, 0, 0.5), (np.pad(SMALL, ((0, 40), (0, 4), (0, 0))), 1, 1.0)],
+                       "as a level"),
+    "a second picture of full size": ([(IMAGE, 0, 0.5), (255 - IMAGE, 1, 0.5)], "as a level"),
+    "a level in grey": ([(IMAGE, 0, 0.5), (SMALL[..., 0], 1, 1.0)], "colour and levels in grey"),
+    "the thumbnail first": ([(SMALL, 0, 1.0), (IMAGE, 1, 0.5)], "not in the first place"),
+    "the thumbnail first, alone": ([(SMALL, 0, 1.0), (IMAGE, 0, 0.5)], "not in the first place"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_level_that_is_no_smaller_version_of_the_slide_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    pages, says = PAGES[name]
+    with pytest.raises(SlideError, match=says):
+        Slide(paged(tmp_path / "a.tif", *pages)).read(0, 0, 64, 0.5)
+
+
+@pytest.mark.parametrize("sides", [(601, 502), (600, 500), (2001, 33), (64, 64)])
+@pytest.mark.parametrize("up", [0, 1])
+def test_levels_of_rounded_sides_are_levels(
+    tmp_path: Path, sides: tuple[int, int], up: int
+) -> None:
+    image = draw_tissue(*sides)
+    steps = [np.ascontiguousarray(image[:: 2**i, :: 2**i]) for i in range(5)]  # rounded up
+    if not up:
+        sizes = [tuple(max(1, side >> i) for side in image.shape[:2]) for i in range(5)]
+        steps = [
+            np.ascontiguousarray(one[:h, :w]) for one, (h, w) in zip(steps, sizes, strict=True)
+        ]
+    path = paged(
+        tmp_path / "a.tif", *((one, int(i > 0), 0.5 * 2**i) for i, one in enumerate(steps))
+    )
+    assert Slide(path).read(0, 0, 32, 0.5).shape == (32, 32, 3)
+
+
+def test_the_thumbnail_is_not_converted_in_place_of_the_slide(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for image in (SMALL, IMAGE):
+            tiff.write(image, photometric="rgb", metadata=None)
+    with pytest.raises(SlideError, match="is smaller than another one, of 600 x 500 px"):
+        convert(tmp_path / "a.tif", tmp_path / "b.tif", 0.5)
+
+
+def test_an_animation_is_not_converted(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(one) for one in (IMAGE, 255 - IMAGE)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
+    with pytest.raises(SlideError, match="2 images"):
+        convert(tmp_path / "a.webp", tmp_path / "b.tif", 0.5)

@@ -172,7 +172,7 @@ def data_camelyon16(options: argparse.Namespace) -> int:
     counts = ", ".join(f"{n} {split} {words[kind]}" for (split, kind), n in kinds.items())
     say(f"{options.out / MANIFEST}: {counted(len(slides), 'slide')} ({counts})")
     say(f"Next: sslpath tile {options.out} --camelyon16 --out camelyon16.parquet")
-    return report(lost, options.out / "download.failed.csv", "files did not come")
+    return report(lost, options.out / "download.failed.csv", "file", "did not come")
 
 
 def data_phantom(options: argparse.Namespace) -> int:

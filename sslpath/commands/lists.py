@@ -8,6 +8,7 @@ against the slides at hand.
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 NUMBER = re.compile(r"\d+\.?\d*(e[+-]?\d+)?|\.\d+", re.IGNORECASE | re.ASCII)
 SPLITS = ("train", "test")
+MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none")  # what programs write for no value
 
 
 def read_list(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
@@ -56,6 +58,11 @@ def read_list(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
         raise ConfigError(
             f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table[0])}."
         )
+    twice = [name for name in needed if headings.count(name) > 1]
+    if twice:
+        raise ConfigError(f"{path} has two columns {', '.join(twice)}. Keep one.")
+    if len(table) == 1:
+        warn(f"{path} has headings and no row")
     rows = []
     for number, cells in enumerate(table[1:], start=2):
         if len(cells) > len(headings) and any(cell.strip() for cell in cells[len(headings) :]):
@@ -63,6 +70,8 @@ def read_list(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
                 f"{path}, row {number} has more cells than the {len(headings)} headings: "
                 f"{delimiter.join(cells)[:80]!r}. Write numbers with a decimal point."
             )
+        if not any(cell.strip() for cell in cells):
+            continue
         row = dict(zip(headings, (cell.strip() for cell in cells), strict=False))
         rows.append({name: row.get(name, "") for name in headings})
     return rows
@@ -169,7 +178,7 @@ def with_patients(tiles: "pd.DataFrame", path: Path) -> "pd.DataFrame":
     Raises:
         ConfigError: If a slide of the table has no patient, or two; or patients and splits cross.
     """
-    from sslpath.slide_files import slides_named
+    from sslpath.slide_files import same, slides_named
 
     rows = read_list(path, ["slide_id", "patient_id"])
     sources = tiles.attrs["source"].get("slides", {})
@@ -179,9 +188,11 @@ def with_patients(tiles: "pd.DataFrame", path: Path) -> "pd.DataFrame":
     }
     ids = slides_named((row["slide_id"] for row in rows), files, str(path), others=True)
     known: dict[str, tuple[str, str]] = {}
+    spelt: dict[str, str] = {}
     for row in rows:
-        if row["slide_id"] not in ids or not row["patient_id"]:
+        if row["slide_id"] not in ids or same(row["patient_id"]) in MISSING:
             continue
+        row["patient_id"] = _one_spelling(row["patient_id"], spelt)
         slide_id, said = ids[row["slide_id"]], (row["patient_id"], row.get("split", "").lower())
         if known.setdefault(slide_id, said) != said:
             raise ConfigError(f"{path} lists {slide_id} twice, with different patients or splits.")
@@ -195,6 +206,18 @@ def with_patients(tiles: "pd.DataFrame", path: Path) -> "pd.DataFrame":
         patient_id=tiles["slide_id"].map(patient).astype("str"),
         split=tiles["slide_id"].map(split).astype("str"),
     )
+
+
+def _one_spelling(patient: str, spelt: dict[str, str]) -> str:
+    """A patient as first spelt: spaces, capitals, or a decimal of Excel's make no other person."""
+    from sslpath.slide_files import same
+
+    plain = "".join(sign for sign in patient if unicodedata.category(sign) != "Cf")
+    key = re.sub(r"^(\d+)\.0+$", r"\1", same(plain))
+    first = spelt.setdefault(key, patient)
+    if first != patient:
+        warn(f"the patients {first!r} and {patient!r} are read as one")
+    return first
 
 
 def _check_splits(said: Iterable[tuple[str, str]], path: Path) -> None:

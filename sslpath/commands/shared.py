@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslpath.errors import ConfigError
+from sslpath.errors import ConfigError, counted
 from sslpath.files import atomic_path
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 EXIT = "exit codes: 0 done, 1 error, 2 wrong arguments, 3 done but some inputs failed"
 FAILED = 3
+REPORTS = ("slide_id,path,error", "key,error")  # headings of lists of what failed
 
 
 def say(text: str) -> None:
@@ -207,11 +208,11 @@ def check_report(path: Path) -> None:
 
 def _is_report(path: Path) -> bool:
     with path.open(encoding="utf-8", errors="replace") as file:
-        return file.readline().strip().split(",")[-1] == "error"
+        return file.readline().strip() in REPORTS
 
 
-def report(failures: "list[Any] | pd.DataFrame", path: Path, what: str) -> int:
-    """Write failures, if there are any, and choose the exit code."""
+def report(failures: "list[Any] | pd.DataFrame", path: Path, one: str, what: str) -> int:
+    """Write failures, if there are any, say how many of what, and choose the exit code."""
     import pandas as pd
 
     frame = pd.DataFrame(failures)
@@ -221,7 +222,7 @@ def report(failures: "list[Any] | pd.DataFrame", path: Path, what: str) -> int:
         return 0
     with atomic_path(path) as temporary:
         frame.to_csv(temporary, index=False)
-    warn(f"{len(frame)} {what}; see {path}")
+    warn(f"{counted(len(frame), one)} {what}; see {path}")
     return FAILED
 
 

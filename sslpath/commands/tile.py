@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from sslpath.commands.lists import read_list, with_mpp, with_patients
 from sslpath.commands.shared import (
+    FAILED,
+    check_folder,
     check_report,
     command,
     count,
@@ -151,6 +153,9 @@ def run(options: argparse.Namespace) -> int:
     failed = options.out.with_suffix(".failed.csv")
     check_out(options.out)
     check_report(failed)
+    check_folder(parts_of(options.out))
+    if options.preview is not None:
+        check_folder(options.preview)
     if options.patients is not None:
         read_list(options.patients, ["slide_id", "patient_id"])  # now, not after hours
     failures: list[Any] = []
@@ -183,9 +188,10 @@ def run(options: argparse.Namespace) -> int:
             f"so few patients that all are in {tiles['split'].iloc[0]}: assign them with "
             "--patients to train and to test"
         )
+    unseen = 0
     if options.preview is not None:
-        _preview(tiles, options.preview)
-    code = report(failures, failed, "slides gave no tiles")
+        unseen = _preview(tiles, options.preview)
+    code = report(failures, failed, "slide", "gave no tiles") or (FAILED if unseen else 0)
     if not is_zip:
         remove_parts(parts_of(options.out))
     return code
@@ -252,17 +258,20 @@ def _tile_slides(options: argparse.Namespace) -> "tuple[pd.DataFrame, list[Any]]
     return tiles, failures
 
 
-def _preview(tiles: "pd.DataFrame", folder: Path) -> None:
-    """A picture of each slide with its tiles; one that cannot be made does not stop the others."""
+def _preview(tiles: "pd.DataFrame", folder: Path) -> int:
+    """A picture of each slide with its tiles; returns how many could not be made."""
     from sslpath.figures import save, slide_with_grid
     from sslpath.slides import Slide
 
+    lost = 0
     for slide_id, where in tiles.attrs["source"]["slides"].items():
         slide = Slide(where["path"], where["mpp"], slide_id=slide_id)
         try:
             save(slide_with_grid(slide, tiles), folder / f"{slide_id}.png")
         except (SslpathError, OSError) as error:
             warn(f"no preview of {slide_id}: {error}")
+            lost += 1
+    return lost
 
 
 def _camelyon16(options: argparse.Namespace) -> "list[Slide]":

@@ -125,6 +125,7 @@ def add(commands: "Commands") -> None:
     tell_given(p, "arch", "input_px", "workers")
 
 
+CURVES = "curves.png"
 ENCODER = ("arch", "imagenet_weights", "input_px", "depths")
 # Options that have no effect, by the trunk, and with features that are there already.
 IGNORED = {
@@ -138,6 +139,7 @@ IGNORED = {
 def run(options: argparse.Namespace) -> int:
     """``sslpath train``."""
     from sslpath.backbones import pick_device
+    from sslpath.figure_style import check_picture
     from sslpath.ranks import refuse_head_of_many
     from sslpath.training import train
 
@@ -147,6 +149,7 @@ def run(options: argparse.Namespace) -> int:
     # All that can be known now, before hours of work on features.
     refuse_head_of_many(model.trunk)
     check_folder(options.out)
+    check_picture(options.out / CURVES)
     pick_device(options.device)
     tiles, source = open_table(options)
     _check_pairs(tiles, config)
@@ -348,4 +351,4 @@ def _curves(run: Path) -> None:
     from sslpath.figures import save, training_curves
     from sslpath.runs import read_log
 
-    save(training_curves(read_log(run)), run / "curves.png")
+    save(training_curves(read_log(run)), run / CURVES)
