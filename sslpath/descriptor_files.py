@@ -239,6 +239,11 @@ def _missing(path: Path) -> str:
 
 
 def _lacks(path: str | Path, name: str, holds: list[str]) -> str:
+    if name in holds:
+        return (
+            f"{path} has a group `{name}`, not a dataset, perhaps of several encoders. Write "
+            "the one you want as `features` (n, d) beside `coords` (n, 2)."
+        )
     if name == "features" and "coords" in holds:
         return (
             f"{path} holds places of tiles and no descriptors of them (`coords` without "

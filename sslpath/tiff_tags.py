@@ -159,6 +159,8 @@ def _odd_channels(tags: Tags) -> Oddity | None:
         return None
     extra = _numbers(tags, EXTRA, ())
     plain = 1 if colours in (WHITE_IS_0, BLACK_IS_0) else 3
+    if (plain, samples, extra) == (1, 2, (2,)):
+        return Oddity("is grey with transparency", True)
     if samples != plain and not (samples == plain + 1 and extra in ((1,), (2,))):
         return Oddity(f"has {samples} channels, which are not colour and transparency", False)
     return None

@@ -237,6 +237,17 @@ def test_a_tag_that_cannot_be_read_switches_no_other_check_off(tmp_path: Path) -
         Slide(tmp_path / "odd.tif").read(0, 0, 100, 0.5)
 
 
+def test_grey_with_transparency_is_refused_and_converted(tmp_path: Path) -> None:
+    half = np.full(GREY.shape, 128, np.uint8)
+    write(tmp_path / "a.tif", np.dstack([GREY, half]), photometric="minisblack",
+          extrasamples=["unassalpha"])  # fmt: skip
+    with pytest.raises(SlideError, match="is grey with transparency"):
+        Slide(tmp_path / "a.tif").read(0, 0, 100, 0.5)
+    read = convert(tmp_path / "a.tif", tmp_path / "b.tif", 0.5).read(200, 200, 100, 0.5)
+    expected = GREY[200:300, 200:300] * (128 / 255) + 127
+    assert abs(read.mean() - expected.mean()) < 2
+
+
 def paged(path: Path, *pages: tuple[NDArray[Any], int, float]) -> Path:
     """A tiled TIFF of images, each with its subfile type and um per pixel."""
     with tifffile.TiffWriter(path) as tiff:
