@@ -242,7 +242,7 @@ def _lacks(path: str | Path, name: str, holds: list[str]) -> str:
     if name in holds:
         return (
             f"{path} has a group `{name}`, not a dataset, perhaps of several encoders. Write "
-            "the one you want as `features` (n, d) beside `coords` (n, 2), or make descriptors with "
+            "the one you want as `features` (n, d) beside `coords` (n, 2), or make others with "
             "`sslpath embed`."
         )
     if name == "features" and "coords" in holds:
