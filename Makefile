@@ -61,7 +61,7 @@ bench: $(READY)  ## How fast it is, beside others, anew for the book's page (an 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check tiffslide
 	$(BIN)/python benchmarks/speed.py
 
-reliability: $(READY)  ## Kills, faults, fuzzing, memory, anew for the book's page (two hours)
+reliability: $(READY)  ## Kills, faults, fuzzing, memory, anew for the book's page (three hours)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python benchmarks/reliability.py inputs
 	$(BIN)/python benchmarks/reliability.py servers

@@ -64,7 +64,7 @@ NORMAL_AMONG_OTHERS = re.compile(r"(?<!not )(?<!non )\b(?:normal|benign|healthy)
 DENIED = re.compile(
     r"(?:\b(?:no|not|without|free of|absence of|kein\w*|nicht|sin|sans|senza|ohne|zero|non)\b|^0) "
     rf"(?:(?:evidence of|residual|viable|visible|definite|any) )*(?:{TUMOUR})\b|"
-    rf"\bnon(?:{TUMOUR})\b|\b(?:{TUMOUR}) ?(?:free|frei|vrij|absent|negative|none)\b"
+    rf"\bnon(?:{TUMOUR})\b|\b(?:{TUMOUR}) ?(?:free|frei|vrij|absent|none)\b"
 )
 DOUBTFUL = re.compile(r"\?|\([\s−–-]*\)|[−–-]\s*$")
 DENIED_PART = re.compile(r"none|absent|no|nil|not present|n/?a|false|-")
@@ -92,7 +92,7 @@ def reading_of(name: str, tumour: Collection[str] = (), within: Sequence[str] = 
     """
     mine, says = {same(one) for one in tumour}, False
     for one in (name, *within):
-        whole = _spelt(one)
+        whole = same(one)
         base, *parts = (part.strip() for part in whole.split(":"))
         if mine and not says and (whole in mine or base in mine):
             return "tumour"
@@ -112,11 +112,6 @@ def says_nothing(name: str) -> bool:
         [True, True, False]
     """
     return all(SAYS_NOTHING.fullmatch(word) for word in _words(same(name)))
-
-
-def _spelt(name: str) -> str:
-    """As :func:`sslpath.slide_files.same`, and in one spelling."""
-    return same(name).replace("tumour", "tumor")
 
 
 def _words(name: str) -> list[str]:
@@ -265,9 +260,9 @@ def load_annotations(path: str | Path, tumour: Collection[str] = ()) -> Annotati
     marks = [one for one in drawn.loose if reading_of(one.name, tumour, one.within) == "tumour"]
     if marks and outlines:
         notes.append(
-            f"{path}: {counted(len(marks), 'point or line')} named "
-            f"{', '.join(dict.fromkeys(one.name for one in marks))} without an area: tiles there "
-            "are unlabelled unless an outline says tumour."
+            f"{path}: {counted(len(marks), 'mark')} without an area (points or lines) named "
+            f"{', '.join(dict.fromkeys(one.name for one in marks))}: tiles there are unlabelled "
+            "unless an outline says tumour."
         )
     return Annotations(
         {name: areas_only(shapely.union_all(each)) for name, each in areas.items()},

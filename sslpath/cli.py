@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         idc ...
         0
     """
-    _print_whatever_there_is()
+    _escape_what_cannot_be_shown()
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
@@ -79,7 +79,7 @@ def _short_warnings() -> Iterator[None]:
         warnings.showwarning = usual
 
 
-def _print_whatever_there_is() -> None:
+def _escape_what_cannot_be_shown() -> None:
     """Let names that the terminal cannot show be printed as escapes, instead of ending the work."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # neither closed nor a notebook's

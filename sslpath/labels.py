@@ -247,8 +247,9 @@ def warn_of_outlines(
     doubt = _doubt(outlines, tumour)
     if blank and not doubt:
         warnings.warn(
-            f"Outlines without a name that says what they are, so no tile of theirs is tumour, on "
-            f"{counted(len(blank), 'slide')}: {', '.join(blank)}.",
+            f"No outline has a name that says what it is on {counted(len(blank), 'slide')}, so no "
+            f"tile there is tumour: {', '.join(blank)}. Name the outlines, or say which names mean "
+            "tumour with `--tumour NAME ...`.",
             stacklevel=3,
         )
     if doubt:

@@ -123,6 +123,7 @@ class SlideTiles:
         out = np.empty((len(rows), self.tile_px, self.tile_px, 3), np.uint8)
         # Slide by slide and row by row, whatever the order asked for: then few slides are open at
         # a time, and neighbours find what they share in the cache.
+        checked = None
         for i in np.lexsort((x, y, ids.astype(str))):
             try:
                 slide = self.slides[ids[i]]
@@ -130,15 +131,21 @@ class SlideTiles:
                 raise TableError(
                     f"The table has tiles of slide {error}, but does not say where it is."
                 ) from error
-            size = self.sizes.get(ids[i], slide.dimensions)
-            if tuple(size) != slide.dimensions:
-                raise SlideError(
-                    f"{slide.path} is {slide.dimensions[0]} x {slide.dimensions[1]} px, but was "
-                    f"{size[0]} x {size[1]} px when it was tiled: another version, or another "
-                    "slide of this name. Tile it again, or name the right folder with --root."
-                )
+            if ids[i] != checked:
+                self._check_size(slide, ids[i])
+                checked = ids[i]
             out[i] = slide.read(int(x[i]), int(y[i]), self.tile_px, self.mpp)
         return out
+
+    def _check_size(self, slide: Slide, slide_id: str) -> None:
+        now = slide.dimensions
+        was = tuple(self.sizes.get(slide_id, now))
+        if was != now:
+            raise SlideError(
+                f"{slide.path} is {now[0]} x {now[1]} px, but was {was[0]} x {was[1]} px when it "
+                "was tiled: another version, or another slide of this name. Tile it again, or name "
+                "the right folder with --root."
+            )
 
 
 class ZipTiles:

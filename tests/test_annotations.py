@@ -319,14 +319,15 @@ def test_excluded_names_are_not_kinds_of_tissue() -> None:
             "Tumor bed|Tumor stroma|Peritumoral|Tumor-infiltrating lymphocytes|Tumor border|Stroma|"
             "Stroma: Tumor|Immune cells|Necrosis|Region*|Other|unnamed|None|tissue|artifact|"
             "class_1|abnormal|12|*|Tumor?|Tumor (-)|tumor -|Tumor: absent|tumor: none|N tumor|"
-            "tumor n/a|non-invasive carcinoma|carcinoma in situ|benign tumor|not normal",
+            "tumor n/a|non-invasive carcinoma|carcinoma in situ|benign tumor|not normal|"
+            "tumor negative",
         ),
         (
             "normal",
             "normal|Normal tissue|negative|Negative|benign|Benign glands|healthy mucosa|"
             "normal stroma|benign duct|Normal breast|Tumor-free stroma|tumor free|Non-tumor|"
             "no tumor|Nontumor|tissue w/o tumor|w/o tumor|s/ tumor|0 metastases|Metastasenfrei|"
-            "no evidence of residual tumor|non-neoplastic|kein Tumor|tumor negative",
+            "no evidence of residual tumor|non-neoplastic|kein Tumor",
         ),
         (
             "cut out",
@@ -351,6 +352,8 @@ def test_names_of_tumour_that_are_given_replace_the_default() -> None:
         "Tumor": "region",
     }
     assert reading_of("_2", given) == "cut out"
+    for spelt in ("Tumour", "Tumor", "tumour: small"):
+        assert reading_of(spelt, [spelt]) == "tumour"
     assert reading_of("normal", ["Normal"]) == "tumour"  # what is given comes first
     combined, apart = (unicodedata.normalize(form, "tumör") for form in ("NFC", "NFD"))
     assert reading_of(combined, [apart]) == "tumour"

@@ -107,13 +107,13 @@ FURTHER = [
     ("a closed line of tumour beside an area",
      drawn(feature({"name": "Stroma"}, ELSEWHERE),
            feature({"name": "Tumor"}, [*SQUARE, SQUARE[0]], "LineString")),
-     "0 tumour, 16 other", "1 point or line named Tumor without an area"),
+     "0 tumour, 16 other", "1 mark without an area .* named Tumor"),
     ("a point of tumour in its area",
      drawn(feature({"name": "Tumor"}), feature({"name": "Tumor"}, [250, 150], "Point")), RIGHT,
-     "1 point or line named Tumor"),
+     "1 mark without an area .* named Tumor"),
     ("a point of tumour elsewhere",
      drawn(feature({"name": "Tumor"}), feature({"name": "Tumor"}, [50, 50], "Point")),
-     "4 tumour, 15 other", "1 point or line named Tumor"),
+     "4 tumour, 15 other", "1 mark without an area .* named Tumor"),
     ("an area in ASAP spelt in small letters", asap(("Tumor", "polygon ", points())), RIGHT, ""),
     ("an unknown kind in ASAP",
      asap(("Stroma", "Polygon", points(ELSEWHERE)), ("Tumor", "Blob", points())),
@@ -174,7 +174,7 @@ def test_slides_whose_outlines_say_nothing_are_named_beside_others_that_do(tmp_p
     (tmp_path / "a.geojson").write_text(json.dumps([feature({"name": "Tumor"})]))
     (tmp_path / "b.geojson").write_text(json.dumps([feature({})]))
     how = {"mpp": MPP, "tile_px": 100, "progress": False, "annotations_dir": tmp_path}
-    with pytest.warns(UserWarning, match="without a name that says what they are.* 1 slide: b"):
+    with pytest.warns(UserWarning, match="name that says what it is on 1 slide, .*: b"):
         tile_slides(slides, **how)
 
 
