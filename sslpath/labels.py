@@ -27,7 +27,7 @@ from shapely.geometry.base import BaseGeometry
 
 from sslpath.annotations import MENTIONS_TUMOUR, Annotations, Reading, says_nothing
 from sslpath.errors import AnnotationError, counted
-from sslpath.outlines import areas_only
+from sslpath.outlines import EMPTY, areas_only
 from sslpath.slide_files import same
 from sslpath.slides import Slide
 
@@ -140,17 +140,21 @@ def how_read(
         raise AnnotationError(
             f"All outlines of {annotations.path} lie outside the slide {slide.path}. {remedy}"
         )
-    if areas and np.ptp(np.reshape(shapely.total_bounds(areas), (2, 2)), axis=0).max() < 2:
+    # An empty area, of which the bounds are NaN, is near to nothing.
+    low, high = np.reshape(shapely.total_bounds([*areas, EMPTY]), (2, 2))
+    if (high - low < 2).all():
         raise AnnotationError(
             f"All outlines of {annotations.path} fit into two pixels: their places are not in "
             "level-0 px, but shares of the slide or degrees. Export them in pixels."
         )
-    x, y = places.T
+    # Boxes of a whole slide would take much memory: only those that outlines can touch are made.
+    near = ((places + side >= low) & (places <= high)).all(axis=1)
+    x, y = places[near].T
     notes = misplaced(
         annotations,
         shapely.box(left, top, left + width, top + height),
         shapely.box(x, y, x + side, y + side),
-        tissue,
+        tissue[near],
     )
     if notes:
         notes[-1] += (
